@@ -1,0 +1,1 @@
+"""What each product needs, one module per product. Imports schemas only."""

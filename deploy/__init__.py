@@ -1,0 +1,1 @@
+"""Running everything: local stack, demo, emulators, container files."""

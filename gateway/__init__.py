@@ -1,0 +1,1 @@
+"""The process Entra talks to: SCIM ingress, status store, dispatcher, operator API."""

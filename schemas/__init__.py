@@ -1,0 +1,1 @@
+"""Shapes shared by every part: resources, events, states, errors, topology, configuration. Imports nothing of ours."""

@@ -1,0 +1,1 @@
+"""The process that runs connectors: takes events from NATS, applies them, reports outcomes."""
