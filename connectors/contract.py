@@ -1,0 +1,215 @@
+"""The contract of a connector.
+
+The worker owns the order of work (`workers/delivery.py`: normalize, look up, report what was found, write, record); a connector
+only says how its product does each step, so no author can forget to look before creating.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
+
+from msgspec import Struct
+
+from schemas.events import Identity as Identity
+from schemas.events import Step
+from schemas.resources import Group, User
+from schemas.specs import Spec
+
+Settings = TypeVar("Settings", bound=Struct)
+Account = TypeVar("Account")
+
+
+class Found(Struct, frozen=True, omit_defaults=True):
+    """An account seen at the product.
+
+    Args:
+        account_id: the product's own id, stable for the account's life.
+        identity: which of the asked identities it answers to.
+        conflict: why this account must not be adopted for the asked user (a sentence), or "" when it may be.
+    """
+
+    account_id: str
+    identity: Identity
+    conflict: str = ""
+
+
+class Finding(Struct, frozen=True, omit_defaults=True):
+    """One result of `check()`.
+
+    Args:
+        level: `ok`, `warning` (works, but look at it) or `error` (cannot work).
+        code: stable snake_case name.
+        message: what, about what, what to do.
+    """
+
+    level: Literal["ok", "warning", "error"]
+    code: str
+    message: str
+
+
+class Delivery(Struct, kw_only=True):
+    """What a connector's writing steps are told about the delivery they serve.
+
+    Args:
+        attempt: which delivery of this fence this is (1 = first).
+        ambiguous: an earlier delivery may have acted.
+        deadline: monotonic time after which no new call starts.
+        idempotency_key: equal for all redeliveries of this event; goes out where a product knows such a header.
+        steps: every call, recorded by `connectors/http.py`.
+        warnings: remarks for the Entra admin that do not stop the change.
+    """
+
+    attempt: int = 1
+    ambiguous: bool = False
+    deadline: float = 0.0
+    idempotency_key: str = ""
+    steps: list[Step] = []
+    warnings: list[str] = []
+    ignored: list[str] = []
+
+
+class Directory(Protocol):
+    """Names that exist at the product (roles, teams, groups), cached by the worker.
+
+    On a miss the worker refreshes once, at most once a minute, and asks `normalize` again.
+    """
+
+    def names(self, kind: str) -> Sequence[Mapping[str, Any] | str]:
+        """All known names of a kind (`role`, `team`); entries are names or `{"name", "active"}`. Empty when unknown."""
+
+
+class Connector(Generic[Settings, Account]):
+    """One product.
+
+    A connector is built once per target with its settings and an HTTP client that carries the product's limits. All methods but
+    `normalize` may call the product, through that client only. Everything they raise is of the tree in `schemas/errors.py`.
+    """
+
+    spec: ClassVar[Spec]
+    settings_type: ClassVar[type[Struct]]
+
+    def __init__(self, settings: Settings, http: VendorHttp) -> None:
+        self.settings = settings
+        self.http = http
+
+    def normalize(self, user: User, directory: Directory) -> Account:
+        """What the product shall hold for this user. Pure: no call, no clock, no randomness.
+
+        Raises:
+            NormalizationError: the product would refuse; names attribute, value's problem and remedy.
+        """
+        raise NotImplementedError
+
+    def account_keys(self, account: Account) -> tuple[str, ...]:
+        """The product's natural keys of a normalized account, for filters that spell a value differently (rule A1)."""
+        return ()
+
+    def ignored(self, user: User) -> tuple[str, ...]:
+        """SCIM paths present in the wish that the product cannot hold (rule A8)."""
+        return ()
+
+    async def check(self) -> list[Finding]:
+        """Address, credentials, rights and setup mistakes; writes nothing.
+
+        Raises:
+            Misconfigured: credentials or rights are wrong.
+            Unavailable: the product does not answer.
+        """
+        raise NotImplementedError
+
+    async def find(self, account: Account | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
+        """Accounts that answer to any of the identities; reads only.
+
+        Args:
+            account: the normalized wish when one is about to be created (its own natural keys are looked up too, and reported
+                under the first identity); None when only looking. An identity that cannot be normalized matches nothing.
+        """
+        raise NotImplementedError
+
+    async def create(self, account: Account, ctx: Delivery) -> str:
+        """Create the account. Called only after `find` came back empty; may be called again if the answer was lost.
+
+        Returns:
+            The account's native id, stable for the account's life.
+
+        Raises:
+            Rejected, Conflict, Unavailable, RateLimited, Misconfigured, Blocked: see `schemas/errors.py`.
+        """
+        raise NotImplementedError
+
+    async def update(self, account_id: str, account: Account, ctx: Delivery) -> None:
+        """Bring a linked account to the wish: read, merge, write where the product replaces everything (rule A4).
+
+        Raises:
+            Gone: the account does not exist any more. Others as `create`.
+        """
+        raise NotImplementedError
+
+    async def delete(self, account_id: str, ctx: Delivery) -> None:
+        """Delete, or deactivate where the product or the settings say so; an account that is gone is fine (rule A6)."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Release what the connector holds besides its HTTP client."""
+
+
+class VendorHttp(Protocol):
+    """The one way out to a product (`connectors/http.py`); a dry run gives a client that records and sends nothing."""
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        ctx: Delivery | None = None,
+        parts: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+        json: Any = None,
+        form: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        expect: Sequence[int] = (),
+        idempotent: bool | None = None,
+    ) -> VendorResponse:
+        """Send one call; see `connectors/http.py`."""
+
+
+class VendorResponse(Struct, frozen=True):
+    """A product's answer: status, parsed JSON body (None when empty) and headers with lower-case names."""
+
+    status: int
+    body: Any
+    headers: dict[str, str]
+
+
+@runtime_checkable
+class HasDirectory(Protocol):
+    """A product whose roles, teams or groups can be listed by name."""
+
+    async def load_directory(self) -> dict[str, list[dict[str, Any]]]:
+        """Names by kind, each `{"name", "active"}`."""
+
+
+@runtime_checkable
+class ListsAccounts(Protocol):
+    """A product whose accounts can be listed, for reconciliation and the match report."""
+
+    async def list_accounts(self, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
+        """One page of accounts `{"account_id", "identities", "active"}` and the next cursor, None at the end."""
+
+
+@runtime_checkable
+class PutsGroups(Protocol):
+    """A product whose groups may be written."""
+
+    async def find_group(self, group: Group, ctx: Delivery) -> list[Found]:
+        """Groups that answer to this group's natural keys."""
+
+    async def put_group(self, group_id: str | None, group: Group, ctx: Delivery) -> str:
+        """Create or rename; returns the product's id."""
+
+    async def change_members(self, group_id: str, add: Sequence[str], remove: Sequence[str], ctx: Delivery) -> None:
+        """Add and remove members by account id; both are sets and safe to repeat."""
+
+    async def delete_group(self, group_id: str, ctx: Delivery) -> None:
+        """Remove the group, never its users."""

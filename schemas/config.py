@@ -1,0 +1,313 @@
+"""The configuration file: one TOML file for a single machine and for a cluster alike.
+
+All mistakes are reported at once, path first, with the nearest valid name. Secrets are references and are resolved only by
+the process that uses them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from schemas.errors import ConfigurationError
+
+
+class Secret(Struct, frozen=True, forbid_unknown_fields=True):
+    """A reference to a secret: `{env = "NAME"}` or `{file = "path"}`. Never the secret itself; printing shows the reference.
+
+    A file must not be readable by everyone.
+    """
+
+    env: str | None = None
+    file: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.env is None) == (self.file is None):
+            raise ValueError('a secret is a reference: {env = "NAME"} or {file = "path"}')
+
+    def reveal(self) -> str:
+        """Read the secret.
+
+        Raises:
+            ConfigurationError: the variable or file is missing, empty, or readable by everyone.
+        """
+        if self.env is not None:
+            value = os.environ.get(self.env, "")
+            if not value:
+                raise ConfigurationError(f"environment variable {self.env}", ["is not set or empty"])
+            return value
+        path = Path(self.file or "")
+        try:
+            if path.stat().st_mode & 0o007:
+                raise ConfigurationError(str(path), ["is accessible to everyone; chmod 600 it"])
+            value = path.read_text(encoding="utf-8").strip()
+        except OSError as exc:
+            raise ConfigurationError(str(path), [f"cannot be read: {exc.strerror}"]) from exc
+        if not value:
+            raise ConfigurationError(str(path), ["is empty"])
+        return value
+
+
+Port = Annotated[int, Meta(ge=0, le=65_535)]
+Seconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class LimitSettings(Struct, frozen=True, kw_only=True):
+    """Bounds on what a caller may send."""
+
+    body_bytes_max: Count = 256 * 1024
+    group_body_bytes_max: Count = 1024 * 1024
+    header_bytes_max: Count = 16 * 1024
+    url_bytes_max: Count = 8 * 1024
+    depth_max: Count = 32
+    keys_max: Count = 2_000
+    members_max: Count = 10_000
+    operations_max: Count = 1_000
+    string_chars_max: Count = 4_096
+    filter_chars_max: Count = 1_024
+    filter_depth_max: Count = 8
+    filter_terms_max: Count = 32
+    count_max: Count = 200
+    body_wait_s: Seconds = 10.0
+    requests_per_s_per_target: Count = 1_000_000
+    requests_per_s_per_source: Count = 1_000_000
+
+
+class GatewaySettings(Struct, frozen=True, kw_only=True):
+    """Listeners of the gateway: SCIM for Entra, and the operators' own listener (loopback unless set otherwise)."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    public_url: str = ""
+    operator_host: str = "127.0.0.1"
+    operator_port: Port = 8081
+    operator_token: Secret | None = None
+    answer_wait_s: Seconds = 4.0
+    limits: LimitSettings = LimitSettings()
+
+
+class StoreSettings(Struct, frozen=True, kw_only=True):
+    """Where the status store lives: an SQLite file, or a PostgreSQL URL (a secret, because it carries a password)."""
+
+    path: str = "provgate.sqlite3"
+    url: Secret | None = None
+
+
+class NatsSettings(Struct, frozen=True, kw_only=True):
+    """How to reach NATS. `manage = true` lets `provgate up` start a nats-server of its own."""
+
+    url: str = "nats://127.0.0.1:4222"
+    credentials: Secret | None = None
+    manage: bool = False
+    data: str = "nats"
+    replicas: Annotated[int, Meta(ge=1, le=5)] = 1
+
+
+class WorkerSettings(Struct, frozen=True, kw_only=True):
+    """Which targets a worker serves (all when empty) and how many deliveries run at once per target."""
+
+    targets: tuple[str, ...] = ()
+    concurrency_max: Count = 16
+    drain_s: Seconds = 20.0
+
+
+class RetrySettings(Struct, frozen=True, kw_only=True):
+    """How long a target may keep a change waiting; whichever bound is reached first ends it."""
+
+    wait_first_s: Seconds = 2.0
+    wait_max_s: Seconds = 900.0
+    give_up_after_s: Seconds = 72 * 3600.0
+    rate_limit_wait_max_s: Seconds = 3600.0
+    poison_attempts_max: Count = 5
+
+
+class BrakeSettings(Struct, frozen=True, kw_only=True):
+    """Safety brake: more deactivations and deletions in an hour than max(`count_min`, `share` of the target) are held."""
+
+    enabled: bool = True
+    count_min: Count = 50
+    share: Annotated[float, Meta(gt=0, le=1)] = 0.2
+
+
+TARGET_NAME = r"^[a-z][a-z0-9_-]{0,47}$"
+
+
+class TargetSettings(Struct, frozen=True, kw_only=True):
+    """One configured product: one Entra application, one Tenant URL."""
+
+    connector: str
+    title: str = ""
+    description: str = ""
+    enabled: bool = True
+    log_level: Literal["warning", "information", "debug"] = "information"
+    alert_to: tuple[str, ...] = ()
+    pending: Literal["accept", "retry-later"] = "accept"
+    adopt: Literal["always", "never"] = "always"
+    auth: tuple[Literal["key"], ...] = ("key",)
+    window: Count = 16
+    synchronize: tuple[Literal["create", "update", "delete"], ...] = ("create", "update", "delete")
+    retry: RetrySettings = RetrySettings()
+    brake: BrakeSettings = BrakeSettings()
+    settings: dict[str, Any] = {}
+
+
+class Configuration(Struct, frozen=True, kw_only=True):
+    """The whole file."""
+
+    gateway: GatewaySettings = GatewaySettings()
+    store: StoreSettings = StoreSettings()
+    nats: NatsSettings = NatsSettings()
+    worker: WorkerSettings = WorkerSettings()
+    targets: dict[Annotated[str, Meta(pattern=TARGET_NAME)], TargetSettings] = {}
+
+
+def load(path: Path) -> Configuration:
+    """Read and check a configuration file; relative paths inside it are resolved by the caller against its folder.
+
+    Raises:
+        ConfigurationError: every mistake at once, path first.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as exc:
+        raise ConfigurationError(str(path), [f"cannot be read: {exc.strerror}"]) from exc
+    return parse(raw.decode("utf-8", errors="replace"), source=path.name)
+
+
+def parse(text: str, *, source: str = "provgate.toml") -> Configuration:
+    """Check the text of a configuration file.
+
+    Raises:
+        ConfigurationError: every mistake at once, path first.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigurationError(source, [f"is not TOML: {exc}"]) from exc
+    problems: list[str] = []
+    configuration = decode(document, Configuration, problems=problems)
+    if problems or configuration is None:
+        raise ConfigurationError(source, problems)
+    return configuration
+
+
+T = typing.TypeVar("T")
+
+
+def decode(value: Any, type_: type[T], *, path: str = "", problems: list[str], product: str = "") -> T | None:
+    """Decode plain data to a struct and collect every mistake instead of stopping at the first.
+
+    Args:
+        value: what TOML gave.
+        type_: a msgspec struct type.
+        path: where `value` stands in the file, for the messages.
+        problems: receives one sentence per mistake, path first.
+        product: whose settings these are, for the sentence about unknown names.
+
+    Returns:
+        The struct, or None when this part had a mistake.
+    """
+    if not isinstance(value, dict):
+        problems.append(f"{path or 'the file'}: must be a table")
+        return None
+    before = len(problems)
+    fields = {field.encode_name: field for field in msgspec.structs.fields(type_)}  # type: ignore[arg-type]
+    for name in value:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.6)
+            owner = f" of {product}" if product else ""
+            hint = f"; did you mean {near[0]}?" if near else ""
+            problems.append(f"{_join(path, name)}: not a setting{owner}{hint}")
+    decoded: dict[str, Any] = {}
+    for name, field in fields.items():
+        here = _join(path, name)
+        if name not in value:
+            if field.required:
+                problems.append(f"{here}: missing{_described(field.type)}")
+            continue
+        decoded[field.name] = _decode_value(value[name], field.type, here, problems, product)
+    if len(problems) > before:
+        return None
+    try:
+        return type_(**decoded)
+    except ValueError as exc:
+        problems.append(f"{path or 'the file'}: {exc}")
+        return None
+
+
+def _decode_value(value: Any, type_: Any, path: str, problems: list[str], product: str) -> Any:
+    struct = _struct_of(type_)
+    if struct is Secret and not isinstance(value, dict):
+        problems.append(f'{path}: a secret is a reference: {{env = "NAME"}} or {{file = "path"}}')
+        return None
+    if struct is not None and struct is not Secret:
+        return decode(value, struct, path=path, problems=problems, product=product)
+    key_pattern, values = _table_of(type_)
+    if values is not None and isinstance(value, dict):
+        table = {}
+        for name, item in value.items():
+            here = _join(path, name)
+            try:
+                msgspec.convert(name, key_pattern)
+            except msgspec.ValidationError:
+                problems.append(
+                    f"{here}: a name is lower-case letters, digits, - and _, begins with a letter, at most 48"
+                )
+                continue
+            table[name] = decode(item, values, path=here, problems=problems, product=product)
+        return table
+    try:
+        return msgspec.convert(value, type_)
+    except (msgspec.ValidationError, ValueError) as exc:
+        problems.append(f"{path}: {_plain(str(exc))}")
+        return None
+
+
+def _struct_of(type_: Any) -> type[Struct] | None:
+    """The struct inside a field's type, through Annotated and Optional."""
+    for part in _parts(type_):
+        if isinstance(part, type) and issubclass(part, Struct):
+            return part
+    return None
+
+
+def _table_of(type_: Any) -> tuple[Any, type[Struct] | None]:
+    """Key type and struct of a `dict[name, Struct]`."""
+    if typing.get_origin(type_) is dict:
+        key, value = typing.get_args(type_)
+        return key, _struct_of(value)
+    return None, None
+
+
+def _parts(type_: Any) -> list[Any]:
+    origin = typing.get_origin(type_)
+    if origin is Annotated:
+        return _parts(typing.get_args(type_)[0])
+    if origin in (typing.Union, types.UnionType):
+        return [part for arg in typing.get_args(type_) for part in _parts(arg)]
+    return [type_]
+
+
+def _described(type_: Any) -> str:
+    if typing.get_origin(type_) is Annotated:
+        for extra in typing.get_args(type_)[1:]:
+            if isinstance(extra, Meta) and extra.description:
+                return f"; {extra.description}"
+    return ""
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _plain(message: str) -> str:
+    return message.replace("`", "").replace("Expected", "must be").replace("must be must be", "must be")

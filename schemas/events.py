@@ -1,0 +1,295 @@
+"""The two messages on the bus: the wish (ProvisioningEvent) and what became of it (Outcome).
+
+Both are CloudEvents 1.0 in binary mode: attributes in `ce-*` headers, JSON body. Event types are those of RFC 9967 section 2.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+from urllib.parse import quote, unquote
+
+import msgspec
+from msgspec import Struct
+
+from schemas.resources import Group, User
+from schemas.states import Change, Result
+
+Kind = Literal["user", "group"]
+
+EVENT_BYTES_MAX = 900 * 1024
+"""Below the 1 MiB that nats-server accepts by default, headers included."""
+
+_RFC9967 = "urn:ietf:params:scim:event:"
+EVENT_TYPES: dict[Change, str] = {
+    Change.CREATE: _RFC9967 + "prov:create:full",
+    Change.UPDATE: _RFC9967 + "prov:put:full",
+    Change.ACTIVATE: _RFC9967 + "prov:activate",
+    Change.DEACTIVATE: _RFC9967 + "prov:deactivate",
+    Change.DELETE: _RFC9967 + "prov:delete",
+}
+OUTCOME_TYPE = "provgate.{kind}.outcome.v1"
+
+ACT_BEFORE_HEADER = "Prov-Act-Before"
+"""Epoch milliseconds until which the stream must have stored the message for it to count as fresh (delivery rule R6)."""
+
+MESSAGE_ID_HEADER = "Nats-Msg-Id"
+
+
+Identity = str
+"""`attribute:value`, see `identity()`."""
+
+
+def identity(attribute: str, value: str) -> str:
+    """What a product recognises an account by, as one string: `userName:ada@contoso.example`, letter case folded."""
+    return f"{attribute}:{value.strip().casefold()}"
+
+
+def split_identity(text: str) -> tuple[str, str]:
+    """The reverse of `identity`: attribute and folded value."""
+    attribute, _, value = text.partition(":")
+    return attribute, value
+
+
+class ProvisioningEvent(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One wish of Entra for one resource, complete; never a difference, so that it can be applied at any time.
+
+    Args:
+        id: ULID of the generation; with the fence it is the message's id and the idempotency key.
+        fence: counts the deliveries of the resource; an outcome with an older fence never settles anything.
+        generation: version of what Entra asked.
+        document: the wished SCIM document (users) or group; JSON.
+        account_id: the linked account, if any.
+        look: look before writing: an earlier delivery may have acted.
+        read_only: only find out which account is ours and what it is called; write nothing.
+        identities: what the wished resource is called at the product.
+        lookup: identities that earlier, unsettled deliveries of this resource may have created (delivery rule R3).
+        watch: identities others hold by now: looked at and reported, never touched.
+        strays: accounts that stale deliveries of this very resource made.
+        changed: names of the attributes that changed; for people and logs, connectors use the document.
+    """
+
+    id: str
+    target: str
+    connector: str
+    kind: Kind
+    resource: str
+    generation: int
+    fence: int
+    change: Change
+    document: msgspec.Raw = msgspec.Raw(b"{}")
+    deleted: bool = False
+    account_id: str | None = None
+    look: bool = False
+    read_only: bool = False
+    identities: tuple[str, ...] = ()
+    lookup: tuple[str, ...] = ()
+    watch: tuple[str, ...] = ()
+    strays: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    txn: str = ""
+    recorded_at: str = ""
+
+    @property
+    def message_id(self) -> str:
+        """Same fence = same id = same bytes (delivery rule R5)."""
+        return f"{self.id}-{self.fence}"
+
+    def user(self) -> User:
+        """The wished user.
+
+        Raises:
+            msgspec.ValidationError: the document does not fit a user (poison).
+        """
+        return User.from_document(msgspec.json.decode(self.document))
+
+    def group(self) -> Group:
+        """The wished group with its member differences.
+
+        Raises:
+            msgspec.ValidationError: the document does not fit a group (poison).
+        """
+        return msgspec.json.decode(self.document, type=Group)
+
+
+class Sighting(Struct, frozen=True, omit_defaults=True):
+    """An account seen under an identity while looking."""
+
+    identity: str
+    account_id: str
+
+
+class Step(Struct, frozen=True, omit_defaults=True):
+    """One call to the product: what operators see in a resource's history. Never values, only templates."""
+
+    method: str
+    path: str
+    status: int = 0
+    ms: float = 0.0
+    key: str = ""
+    error: str = ""
+
+
+class Reason(Struct, frozen=True, omit_defaults=True):
+    """Why something did not happen.
+
+    Args:
+        code: stable snake_case name.
+        message: one sentence for a person.
+        attribute: SCIM path, when the problem is one attribute's.
+        scim_type: RFC 7644 section 3.12 detail, used when the caller still waits.
+    """
+
+    code: str
+    message: str
+    attribute: str | None = None
+    scim_type: str = ""
+    names: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """Equal for equal causes: operators see one line per cause, not one per person."""
+        return ":".join((self.code, self.attribute or "", ",".join(self.names)))
+
+
+class Outcome(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What one delivery came to.
+
+    Args:
+        id: ULID, one per report; folding the same report twice changes nothing.
+        delivery: which delivery of this fence reports (1 = first); a redelivery counts up.
+        account_id: the account this delivery wrote, created or found under the link.
+        created: this delivery created `account_id`.
+        sightings: accounts seen while looking (results found, seen, and notes of others).
+        ambiguous: the product may have acted although no answer came.
+        note: `already` (nothing had to be done), `dropped`, or "".
+        ignored: attributes the product cannot hold, by SCIM path.
+        account_keys: the product's own natural keys after normalization, for filters that use another spelling.
+        observed_active: what the product shows when it differs from the wish.
+        connection: true when the failure counts against the target's health.
+    """
+
+    id: str
+    event_id: str
+    target: str
+    kind: Kind
+    resource: str
+    generation: int
+    fence: int
+    delivery: int
+    result: Result
+    account_id: str | None = None
+    created: bool = False
+    deleted: bool = False
+    looked: bool = False
+    sightings: tuple[Sighting, ...] = ()
+    ambiguous: bool = False
+    note: str = ""
+    ignored: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    account_keys: tuple[str, ...] = ()
+    observed_active: bool | None = None
+    reason: Reason | None = None
+    blocked_on: str | None = None
+    retry_after_s: float | None = None
+    steps: tuple[Step, ...] = ()
+    worker: str = ""
+    started_at: float = 0.0
+    ended_at: float = 0.0
+
+
+class Begin(Struct, frozen=True):
+    """A worker asks whether a delivery that is not fresh may act (delivery rule R6)."""
+
+    target: str
+    resource: str
+    fence: int
+    delivery: int
+
+
+class BeginReply(Struct, frozen=True):
+    """`go`: this is now the only delivery that may settle. Otherwise drop the message without a call."""
+
+    go: bool
+
+
+_ENCODER = msgspec.json.Encoder()
+_EVENT = msgspec.json.Decoder(ProvisioningEvent)
+_OUTCOME = msgspec.json.Decoder(Outcome)
+
+
+def encode(message: Struct) -> bytes:
+    """The JSON body of any message of this module."""
+    return _ENCODER.encode(message)
+
+
+def decode_event(body: bytes) -> ProvisioningEvent:
+    """Raises: msgspec.DecodeError (also ValidationError) when the body is not an event."""
+    return _EVENT.decode(body)
+
+
+def decode_outcome(body: bytes) -> Outcome:
+    """Raises: msgspec.DecodeError (also ValidationError) when the body is not an outcome."""
+    return _OUTCOME.decode(body)
+
+
+def event_headers(event: ProvisioningEvent, *, recorded_at: float, act_before: float) -> dict[str, str]:
+    """CloudEvents headers of an event. Times are epoch seconds; `act_before` see ACT_BEFORE_HEADER."""
+    return {
+        MESSAGE_ID_HEADER: event.message_id,
+        ACT_BEFORE_HEADER: str(int(act_before * 1000)),
+        **_cloud_event(
+            id=event.id,
+            source=f"/targets/{event.target}",
+            type=EVENT_TYPES[event.change],
+            subject=event.resource,
+            time=event.recorded_at or timestamp(recorded_at),
+            dataschema="provgate:event:v1",
+            partitionkey=event.resource,
+            sequence=f"{event.generation:012d}",
+            correlationid=event.txn or event.id,
+            dataclassification="personal",
+            provgen=str(event.generation),
+            provop=event.change.value,
+            provconn=event.connector,
+        ),
+    }
+
+
+def outcome_headers(outcome: Outcome) -> dict[str, str]:
+    """CloudEvents headers of an outcome; `causationid` names the event."""
+    extra = {"provreason": outcome.reason.code} if outcome.reason else {}
+    return {
+        MESSAGE_ID_HEADER: outcome.id,
+        **_cloud_event(
+            id=outcome.id,
+            source=f"/targets/{outcome.target}",
+            type=OUTCOME_TYPE.format(kind=outcome.kind),
+            subject=outcome.resource,
+            time=timestamp(outcome.ended_at),
+            dataschema="provgate:outcome:v1",
+            partitionkey=outcome.resource,
+            sequence=f"{outcome.generation:012d}",
+            causationid=outcome.event_id,
+            provgen=str(outcome.generation),
+            provop=outcome.result.value,
+            **extra,
+        ),
+    }
+
+
+def cloud_event(headers: Mapping[str, str]) -> dict[str, str]:
+    """The CloudEvents attributes of a message's headers, decoded, without their prefix."""
+    return {k[3:].lower(): unquote(v) for k, v in headers.items() if k.lower().startswith("ce-")}
+
+
+def timestamp(epoch_s: float) -> str:
+    """RFC 3339 in UTC with milliseconds."""
+    return datetime.fromtimestamp(epoch_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _cloud_event(**attributes: Any) -> dict[str, str]:
+    headers = {"ce-specversion": "1.0", "ce-datacontenttype": "application/json"}
+    for name, value in attributes.items():
+        headers[f"ce-{name}"] = value if value.isascii() and value.isprintable() else quote(value, safe=" /:@-._~")
+    return headers
