@@ -202,8 +202,8 @@ class ListsAccounts(Protocol):
 class PutsGroups(Protocol):
     """A product whose groups may be written."""
 
-    async def find_group(self, group: Group, ctx: Delivery) -> list[Found]:
-        """Groups that answer to this group's natural keys."""
+    async def find_group(self, group: Group | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
+        """Groups that answer to any of the identities, or to this group's own natural keys; reads only."""
 
     async def put_group(self, group_id: str | None, group: Group, ctx: Delivery) -> str:
         """Create or rename; returns the product's id."""
