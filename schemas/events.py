@@ -158,6 +158,7 @@ class Outcome(Struct, frozen=True, omit_defaults=True, kw_only=True):
     Args:
         id: ULID, one per report; folding the same report twice changes nothing.
         delivery: which delivery of this fence reports (1 = first); a redelivery counts up.
+        identities: what the wished resource of this event is called at the product.
         account_id: the account this delivery wrote, created or found under the link.
         created: this delivery created `account_id`.
         sightings: accounts seen while looking (results found, seen, and notes of others).
@@ -178,6 +179,7 @@ class Outcome(Struct, frozen=True, omit_defaults=True, kw_only=True):
     fence: int
     delivery: int
     result: Result
+    identities: tuple[str, ...] = ()
     account_id: str | None = None
     created: bool = False
     deleted: bool = False

@@ -155,6 +155,7 @@ async def deliver(
         fence=event.fence,
         delivery=delivery,
         result=report.result,
+        identities=event.identities,
         account_id=report.account_id,
         created=report.created,
         deleted=event.deleted,

@@ -1,0 +1,915 @@
+"""The life of one resource: every move it can make, as functions without I/O.
+
+A row has two halves: what was asked (document, generation) and what became of it (settled generation, link, reason). The store
+loads a locked row, calls one of these functions and saves; the deterministic simulation runs the very same functions. They read
+other rows only through `Others`, and say what else must happen through the effects they return.
+
+States and permitted moves: `schemas/states.py`. R1-R10 name the rules of delivery; a test carries each name.
+
+    R1  in flight but not in the stream is lost          R6  a fresh first delivery acts at once, everything else asks
+    R2  an identity waits for every holder               R7  ownership is renewed only by an answered signal
+    R3  an event carries every identity in doubt         R8  a delivery that gave up reports what it did
+    R4  a found account is linked first, never written   R9  doubt is cleared only by the delivery that carried it
+    R5  same fence = same id = same bytes                R10 a re-created stream gets consumers of another name
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Protocol
+
+import msgspec
+from msgspec import Struct, field
+
+from schemas.config import RetrySettings
+from schemas.events import Outcome, ProvisioningEvent, Reason, Sighting, encode, timestamp
+from schemas.states import NEXT, PRIORITY, PRIORITY_REPAIR, WAITING, Change, Circuit, Result, State
+from schemas.topology import CALL_S, OWNED_S, SETTLE_S
+
+READ_BACK_S = 300.0
+"""After anything ambiguous the product is read once more, this much later (rule T4)."""
+UNHEARD_S = 20.0
+"""A delivery nobody heard of for this long is looked for in the stream (R1)."""
+QUIET_S = OWNED_S + CALL_S + SETTLE_S
+"""Rest before a lost delivery is sent again: until then an old worker may still act."""
+RECHECK_FIRST_S = 2.0
+RECHECK_MAX_S = 900.0
+CONFLICT_RECHECK_S = 4.0
+CONFLICTS_MAX = 8
+"""How often an identity held at the product is looked at again before a person has to."""
+SLOW_START_STEP_S = 5.0
+PROBE_FIRST_S = 2.0
+PROBE_MAX_S = 60.0
+AUTH_PROBE_FIRST_S = 60.0
+AUTH_PROBE_MAX_S = 900.0
+DEAD_STATES = frozenset({State.DEAD, State.REJECTED, State.DETACHED})
+
+
+class Doubts(Struct, omit_defaults=True):
+    """What is not certain about a resource's accounts. Empty for nearly every row, nearly always.
+
+    Args:
+        possible: identities that an unsettled delivery may have created.
+        written: identities that were sent for writing since the last confirmed state.
+        remembered: identities that were possible once and are looked at while in doubt.
+        trail: identities a message still in the stream may act on; cleared when it is known to be gone.
+        strays: accounts that stale deliveries of this resource made, with the identity they were made under.
+    """
+
+    possible: set[str] = field(default_factory=set)
+    written: set[str] = field(default_factory=set)
+    remembered: set[str] = field(default_factory=set)
+    trail: set[str] = field(default_factory=set)
+    strays: dict[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.possible or self.written or self.remembered or self.trail or self.strays)
+
+
+class Row(Struct, kw_only=True):
+    """One resource of one target: both halves. Times are epoch seconds."""
+
+    id: str
+    target: str
+    kind: str = "user"
+    # what was asked
+    generation: int = 0
+    acknowledged: int = 0
+    event_id: str = ""
+    change: Change = Change.CREATE
+    changed: tuple[str, ...] = ()
+    document: bytes = b"{}"
+    deleted: bool = False
+    identities: tuple[str, ...] = ()
+    created_at: float = 0.0
+    modified_at: float = 0.0
+    # what became of it
+    state: State = State.QUEUED
+    settled_generation: int = 0
+    settled_document: bytes | None = None
+    settled_identities: tuple[str, ...] = ()
+    settled_at: float = 0.0
+    account_id: str | None = None
+    account_keys: tuple[str, ...] = ()
+    observed_active: bool | None = None
+    reason: Reason | None = None
+    blocked_on: str | None = None
+    issue: str | None = None
+    # the delivery in flight
+    fence: int = 0
+    in_flight: int | None = None
+    body: bytes | None = None
+    published: bool = False
+    delivery: int = 1
+    looked: bool = False
+    heard_at: float = 0.0
+    # doubt
+    dirty: bool = False
+    ambiguous: bool = False
+    read_back: bool = False
+    read_back_at: float | None = None
+    doubts: Doubts = field(default_factory=Doubts)
+    # when to go on
+    attempt: int = 0
+    poisoned: int = 0
+    first_failed_at: float | None = None
+    next_at: float = 0.0
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the dispatcher has something to do for this row (now or at `next_at`)."""
+        if self.in_flight is not None:
+            return False
+        if self.state in WAITING:
+            return True
+        return self.dirty and self.state is State.GONE
+
+    @property
+    def priority(self) -> int:
+        """Order among due rows, lower first: deprovision, create, update, repair."""
+        if self.settled_generation >= self.generation:
+            return PRIORITY_REPAIR
+        return PRIORITY[self.change]
+
+    @property
+    def open(self) -> bool:
+        """Whether a wish is newer than what is settled."""
+        return self.settled_generation < self.generation
+
+    def held(self) -> set[str]:
+        """Identities no other resource may use yet (R2)."""
+        holds = set(self.doubts.trail)
+        if self.state is State.GONE and not self.dirty and self.in_flight is None:
+            return holds
+        return holds | self.doubts.possible | set(self.settled_identities)
+
+
+class Others(Protocol):
+    """What a move may know of the other resources of the same target and kind."""
+
+    def holders(self, row: Row, identities: Iterable[str]) -> list[Row]:
+        """Rows other than `row` that hold any of the identities."""
+
+    def wished(self, row: Row, identity: str) -> bool:
+        """Whether another live row is wished to be called so."""
+
+    def owner(self, row: Row, account_id: str) -> Row | None:
+        """The row other than `row` that is linked to this account."""
+
+    def past(self, row: Row) -> Sequence[Wish]:
+        """Wishes of this row newer than the settled one, newest first, without the current one."""
+
+
+class Wish(Struct, frozen=True):
+    """One generation of a row, as accepted."""
+
+    generation: int
+    event_id: str
+    identities: tuple[str, ...]
+    document: bytes
+    change: Change
+    deleted: bool = False
+
+
+# ---- effects: what must happen besides saving the row
+
+
+class Close(Struct, frozen=True):
+    """Event rows up to `generation` get their one outcome; older ones are superseded."""
+
+    generation: int
+    outcome: str
+
+
+class MakeDirty(Struct, frozen=True):
+    """Another row's account was touched or claimed: look at it again."""
+
+    resource: str
+
+
+class Linked(Struct, frozen=True):
+    """An existing account was linked (audited)."""
+
+    account_id: str
+
+
+class CircuitHit(Struct, frozen=True):
+    """The target, not the resource, has a problem."""
+
+    circuit: Circuit
+    reason: Reason | None
+
+
+class RateLimitHit(Struct, frozen=True):
+    """The product asked for a rest."""
+
+    wait_s: float
+
+
+class Died(Struct, frozen=True):
+    """A dead letter."""
+
+    reason: Reason
+
+
+class Issue(Struct, frozen=True):
+    """Something a person should look at although nothing is stuck: e.g. a second account."""
+
+    code: str
+    message: str
+
+
+Effect = Close | MakeDirty | Linked | CircuitHit | RateLimitHit | Died | Issue
+
+
+# ---- moves
+
+
+class InvariantBroken(Exception):
+    """A move that is not permitted. The resource is stopped (dead, reason `invariant`), the process goes on."""
+
+
+def move(row: Row, state: State) -> None:
+    """Change state; the only place that does.
+
+    Raises:
+        InvariantBroken: the move is not in the table of permitted moves.
+    """
+    if state is not row.state and state not in NEXT[row.state]:
+        raise InvariantBroken(f"{row.state} -> {state}")
+    row.state = state
+
+
+def accept(
+    row: Row,
+    *,
+    event_id: str,
+    document: bytes,
+    identities: tuple[str, ...],
+    change: Change,
+    changed: tuple[str, ...],
+    now: float,
+    acknowledged: bool,
+    hold: bool = False,
+) -> list[Effect]:
+    """Take a new wish (rule T1). The caller has found that it differs, or that the row is dead and this is a redrive.
+
+    Args:
+        event_id: ULID of the new generation.
+        document: the complete wished document.
+        identities: what the resource is called under this wish.
+        acknowledged: Entra is told success at once; otherwise a request waits for the outcome.
+        hold: a safety brake stops this wish until an operator approves.
+    """
+    fresh_start = row.state in DEAD_STATES or row.state is State.BLOCKED
+    hold = hold or (row.state is State.HELD and change is not Change.ACTIVATE)
+    row.generation += 1
+    row.event_id = event_id
+    row.document = document
+    row.identities = identities
+    row.change = change
+    row.changed = changed
+    row.deleted = change is Change.DELETE
+    row.modified_at = now
+    if row.generation == 1:
+        row.created_at = now
+    if acknowledged:
+        row.acknowledged = row.generation
+    if row.state in DEAD_STATES:
+        row.attempt = row.poisoned = 0
+        row.first_failed_at = None
+    if row.in_flight is None:
+        if row.state in (State.APPLIED, State.GONE, State.HELD) or fresh_start:
+            # a rest after an ambiguous end is kept: the product may still be busy with it (R9)
+            row.next_at = max(row.next_at, now) if row.ambiguous else 0.0
+        if row.state is not State.RETRYING:
+            move(row, State.QUEUED)
+        row.blocked_on = None
+        if hold:
+            move(row, State.HELD)
+    return []
+
+
+def acknowledge(row: Row, generation: int) -> None:
+    """Entra is told success although the outcome is not known yet."""
+    row.acknowledged = max(row.acknowledged, min(generation, row.generation))
+
+
+def ready(row: Row, now: float) -> bool:
+    """Whether a delivery may be made now, as far as the row itself is concerned (rule T2)."""
+    return row.waiting and row.next_at <= now and (row.open or row.dirty)
+
+
+def dispatch(row: Row, now: float, others: Others, connector: str) -> list[Effect] | None:
+    """Decide about the next delivery of a ready row; on success the row is `delivering` and `row.body` is the event.
+
+    Returns:
+        Effects when something was decided; None when the row has to wait (its state and next_at say for what).
+    """
+    if row.deleted and _unknown_there(row):
+        row.settled_generation = row.generation
+        row.acknowledged = row.generation
+        row.settled_document = None
+        move(row, State.GONE)
+        return [Close(row.generation, "noop")]
+    wish = Wish(row.generation, row.event_id, row.identities, row.document, row.change, row.deleted)
+    if not row.deleted:
+        holders = others.holders(row, row.identities)
+        if holders:
+            names = ", ".join(sorted({h.id for h in holders}))
+            _block(row, f"identity of {names}", now, _identity_reason())
+            if row.doubts.possible:  # its own name is uncertain: find out first, without writing (R2)
+                return _send(row, wish, now, others, connector, read_only=True)
+            ring = _cycle(row, others)
+            if not ring:
+                return None
+            ways = {member.id: _detour(member, others) for member in ring}
+            detour = ways[row.id]
+            if detour is None:
+                if any(ways.values()):
+                    return None  # another member of the ring has a free name and goes first
+                reason = Reason(
+                    code="identity_cycle",
+                    message="Renames block each other in a circle and no intermediate name is free; rename one of them first.",
+                    scim_type="uniqueness",
+                )
+                return _die(row, reason, "rejected")
+            wish = detour
+    return _send(row, wish, now, others, connector)
+
+
+def _send(row: Row, wish: Wish, now: float, others: Others, connector: str, *, read_only: bool = False) -> list[Effect]:
+    doubts = row.doubts
+    row.fence += 1
+    row.in_flight = wish.generation
+    row.published = False
+    row.delivery = 1
+    row.heard_at = now
+    row.looked = row.dirty or row.ambiguous
+    row.read_back = row.read_back and not row.ambiguous
+    row.ambiguous = row.looked and not row.read_back
+    row.dirty = False
+    move(row, State.DELIVERING)
+    own = set() if wish.deleted or read_only else set(wish.identities)
+    lookup: set[str] = own
+    watch: set[str] = set()
+    strays: list[str] = []
+    if doubts or wish.deleted or read_only:
+        names = set(wish.identities) | doubts.possible | doubts.remembered | set(doubts.strays.values())
+        lookup = own | {name for name in names if _may_look_up(row, name, others)}
+        if wish.deleted and row.account_id:
+            lookup &= doubts.possible | doubts.remembered
+        watch = doubts.remembered - lookup
+        strays = [
+            account_id
+            for account_id, name in sorted(doubts.strays.items())
+            if not others.holders(row, (name,)) and others.owner(row, account_id) is None
+        ]
+    doubts.written |= own
+    doubts.possible |= lookup
+    event = ProvisioningEvent(
+        id=wish.event_id,
+        target=row.target,
+        connector=connector,
+        kind="group" if row.kind == "group" else "user",
+        resource=row.id,
+        generation=wish.generation,
+        fence=row.fence,
+        change=wish.change,
+        document=msgspec.Raw(wish.document),
+        deleted=wish.deleted,
+        account_id=row.account_id,
+        look=row.looked,
+        read_only=read_only,
+        identities=wish.identities,
+        lookup=tuple(sorted(lookup)),
+        watch=tuple(sorted(watch)),
+        strays=tuple(strays),
+        changed=row.changed,
+        txn=wish.event_id,
+        recorded_at=timestamp(now),
+    )
+    row.body = encode(event)
+    return []
+
+
+def _may_look_up(row: Row, name: str, others: Others) -> bool:
+    if others.holders(row, (name,)):
+        return False
+    return name in row.doubts.possible or not others.wished(row, name)
+
+
+def _block(row: Row, on: str, now: float, reason: Reason | None, *, wait_s: float | None = None) -> None:
+    """Wait for a named thing; looked at again at growing intervals."""
+    again = row.state is State.BLOCKED and row.blocked_on == on
+    row.attempt = row.attempt + 1 if again else 0
+    row.blocked_on = on
+    row.reason = reason
+    row.next_at = now + (wait_s or min(RECHECK_MAX_S, RECHECK_FIRST_S * 2 ** min(row.attempt, 9)))
+    move(row, State.BLOCKED)
+
+
+def _identity_reason() -> Reason:
+    return Reason(
+        code="identity_held", message="Waits until an earlier user of the same name is settled at the product."
+    )
+
+
+def _cycle(row: Row, others: Others) -> list[Row]:
+    """The ring of resting rows that wait for each other's names, or [] (rule T10)."""
+    ring = [row]
+    current = row
+    while True:
+        blocking = [] if current.deleted else others.holders(current, current.identities)
+        resting = [holder for holder in blocking if holder.in_flight is None]
+        if not resting:
+            return []
+        current = resting[0]
+        if current.id == row.id:
+            return ring
+        if any(member.id == current.id for member in ring):
+            return []
+        ring.append(current)
+
+
+def _detour(row: Row, others: Others) -> Wish | None:
+    """An intermediate wish of this row whose name nobody holds."""
+    for wish in others.past(row):
+        if not wish.deleted and not others.holders(row, wish.identities):
+            return wish
+    return None
+
+
+def _die(row: Row, reason: Reason, outcome: str, generation: int | None = None) -> list[Effect]:
+    row.reason = reason
+    row.blocked_on = None
+    settled = row.generation if generation is None else generation
+    row.settled_generation = max(row.settled_generation, settled)
+    if not row.ambiguous:
+        _release(row, row.doubts.possible)
+        row.doubts.written.clear()
+    if row.acknowledged == 0 and row.settled_document is None and row.account_id is None:
+        move(row, State.REJECTED)
+        return [Close(settled, outcome)]
+    move(row, State.DEAD)
+    return [Close(settled, outcome), Died(reason)]
+
+
+def _release(row: Row, names: Collection[str]) -> None:
+    """These identities are no longer possible; a message in the stream might still act on them, so others wait for that."""
+    released = set(names)
+    row.doubts.possible -= released
+    row.doubts.trail |= released - set(row.settled_identities)
+
+
+def begin(row: Row, fence: int, delivery: int, now: float) -> bool | None:
+    """A delivery that is not fresh asks whether it may act (R6).
+
+    Returns:
+        True: go, and from now on only this delivery may settle. False: the message is not current, drop it.
+        None: a later delivery of the same message is at work; leave the message alone.
+    """
+    if row.in_flight is None or row.fence != fence:
+        return False
+    if delivery < row.delivery:
+        return None
+    row.delivery = delivery
+    row.heard_at = now
+    return True
+
+
+def lose(row: Row, now: float) -> None:
+    """The delivery in flight is lost (R1): queue again as ambiguous, after everything old has come to rest."""
+    row.in_flight = None
+    row.body = None
+    row.ambiguous = True
+    row.read_back = False
+    row.dirty |= row.looked
+    row.next_at = now + QUIET_S
+    move(row, State.QUEUED)
+
+
+def make_dirty(row: Row, now: float) -> None:
+    """Something was done behind this row's back, or may have been: read before the next write, and do it soon."""
+    row.dirty = True
+    row.read_back = False
+    if row.in_flight is None and row.state in (State.APPLIED, State.GONE):
+        row.next_at = min(row.next_at, now) if row.next_at else now
+        if row.state is State.APPLIED:
+            move(row, State.QUEUED)
+
+
+def read_again(row: Row) -> None:
+    """The planned read-back after something ambiguous (rule T4)."""
+    row.read_back_at = None
+    if row.in_flight is not None or row.state not in (State.APPLIED, State.GONE):
+        return
+    row.dirty = row.read_back = True
+    row.next_at = 0.0
+    if row.state is State.APPLIED:
+        move(row, State.QUEUED)
+
+
+def clear_trail(row: Row, fence: int) -> None:
+    """No message of this row up to `fence` is in the stream any more: its old identities pass on (R2)."""
+    if row.in_flight is None and row.fence == fence:
+        row.doubts.trail.clear()
+
+
+def settle(
+    row: Row, outcome: Outcome, now: float, others: Others, retry: RetrySettings, *, adopt: bool, jitter: float
+) -> list[Effect]:
+    """Fold one outcome that was not folded before (rule T5).
+
+    Args:
+        adopt: whether existing accounts may be linked.
+        jitter: a random number in [0, 1).
+
+    Returns:
+        Effects; the row is saved by the caller. An outcome that is not current settles nothing (R8, R9).
+    """
+    current = row.in_flight is not None and outcome.fence == row.fence
+    if outcome.result is Result.GAVE_UP or not current or outcome.delivery < row.delivery:
+        _doubt(row, outcome, others, now)
+        return []
+    sent = row.body
+    row.in_flight = None
+    row.body = None
+    row.settled_at = row.heard_at = now
+    effects = _settle_current(row, outcome, now, others, retry, adopt, jitter, sent)
+    if row.looked and outcome.result is not Result.APPLIED and row.state not in DEAD_STATES:
+        row.dirty = row.ambiguous = True
+    return effects
+
+
+def _doubt(row: Row, outcome: Outcome, others: Others, now: float) -> None:
+    """A report that settles nothing: whatever it did is looked at by the next delivery."""
+    account_id = outcome.account_id
+    free = account_id is not None and others.owner(row, account_id) is None
+    acted = outcome.created or outcome.result is Result.APPLIED
+    if account_id and free and acted and row.account_id is None and not outcome.deleted:
+        row.account_id = account_id
+    elif account_id and free and outcome.created and account_id != row.account_id:
+        row.doubts.strays[account_id] = outcome.identities[0] if outcome.identities else ""
+    row.doubts.remembered |= set(outcome.identities)
+    make_dirty(row, now)
+
+
+def _settle_current(
+    row: Row,
+    outcome: Outcome,
+    now: float,
+    others: Others,
+    retry: RetrySettings,
+    adopt: bool,
+    jitter: float,
+    sent: bytes | None,
+) -> list[Effect]:
+    match outcome.result:
+        case Result.APPLIED:
+            return _applied(row, outcome, now, others, sent)
+        case Result.FOUND:
+            return _found(row, outcome, now, others, adopt)
+        case Result.SEEN:
+            return _seen(row, outcome, now, others)
+        case Result.REJECTED:
+            return _rejected(row, outcome, now)
+        case Result.MISCONFIGURED:
+            row.ambiguous |= outcome.ambiguous
+            row.next_at = now + (SETTLE_S if outcome.ambiguous else 1.0)
+            row.reason = outcome.reason
+            move(row, State.QUEUED)
+            return [CircuitHit(Circuit.AUTH, outcome.reason)]
+        case Result.RATE_LIMITED:
+            wait_s = min(outcome.retry_after_s or 1.0, retry.rate_limit_wait_max_s)
+            row.ambiguous |= outcome.ambiguous
+            row.next_at = now + max(wait_s, SETTLE_S if outcome.ambiguous else 0.0)
+            row.reason = outcome.reason
+            move(row, State.RETRYING)
+            return [RateLimitHit(wait_s)]
+        case Result.BLOCKED:
+            return _blocked(row, outcome, now, others)
+        case Result.POISON:
+            row.poisoned += 1
+            if row.poisoned >= retry.poison_attempts_max:
+                row.ambiguous |= outcome.ambiguous
+                return _die(row, outcome.reason or Reason(code="poison", message=""), "rejected", outcome.generation)
+            return _retry(row, outcome, now, retry, jitter)
+        case _:
+            return _retry(row, outcome, now, retry, jitter)
+
+
+def _applied(row: Row, outcome: Outcome, now: float, others: Others, sent: bytes | None) -> list[Effect]:
+    owner = others.owner(row, outcome.account_id) if outcome.account_id and not outcome.deleted else None
+    if owner is not None:
+        row.ambiguous = True
+        row.account_id = None
+        _block(row, f"account of {owner.id}", now, _owner_reason(owner), wait_s=5.0)
+        return [MakeDirty(owner.id)]
+    doubts = row.doubts
+    before = set(row.settled_identities)
+    row.settled_generation = outcome.generation
+    row.attempt = row.poisoned = 0
+    row.first_failed_at = None
+    row.ambiguous = False
+    row.account_id = None if outcome.deleted else outcome.account_id
+    row.account_keys = outcome.account_keys
+    row.observed_active = outcome.observed_active
+    row.settled_identities = () if outcome.deleted else outcome.identities
+    effects: list[Effect] = [Close(outcome.generation, "applied")]
+    if (outcome.looked and not row.read_back) or outcome.delivery > 1 or row.delivery > 1:
+        row.read_back_at = now + READ_BACK_S
+    if doubts.strays:
+        done = set(msgspec.json.decode(sent, type=ProvisioningEvent).strays) if sent else set()
+        doubts.strays = {
+            account_id: name
+            for account_id, name in doubts.strays.items()
+            if account_id not in done
+            and account_id != row.account_id
+            and others.owner(row, account_id) is None
+            and not others.holders(row, (name,))
+        }
+    effects += _report_sightings(row, outcome, others)
+    keep = row.dirty or row.read_back_at is not None
+    settled = set(row.settled_identities)
+    doubts.remembered = ((doubts.remembered | doubts.possible) - settled) if keep else set()
+    _release(row, set(doubts.possible))
+    doubts.trail |= before - settled
+    doubts.trail -= settled
+    doubts.written.clear()
+    row.reason = None
+    row.blocked_on = None
+    row.next_at = 0.0
+    row.acknowledged = max(row.acknowledged, outcome.generation)
+    row.settled_document = None if outcome.deleted else _document_of(sent, row)
+    move(row, State.GONE if outcome.deleted else State.APPLIED)
+    if doubts.strays:
+        row.dirty = True
+        row.next_at = now + 5.0
+    if row.open:
+        row.next_at = 0.0
+        move(row, State.QUEUED)
+    elif row.dirty and row.state is State.APPLIED:
+        move(row, State.QUEUED)
+    return effects
+
+
+def _document_of(sent: bytes | None, row: Row) -> bytes:
+    """The confirmed document: what was sent. Equal to the wish unless a newer one waits."""
+    if sent is None:
+        return row.document
+    return bytes(msgspec.json.decode(sent, type=ProvisioningEvent).document)
+
+
+def _report_sightings(row: Row, outcome: Outcome, others: Others) -> list[Effect]:
+    """Accounts nobody owns beside the linked one are for a person to look at; they are never touched."""
+    second = [
+        s.account_id
+        for s in outcome.sightings
+        if s.account_id != outcome.account_id and others.owner(row, s.account_id) is None
+    ]
+    if not second:
+        row.issue = None if outcome.looked else row.issue
+        return []
+    row.issue = f"a second account {', '.join(sorted(set(second)))} answers to an earlier name"
+    return [Issue("second_account", row.issue)]
+
+
+def _found(row: Row, outcome: Outcome, now: float, others: Others, adopt: bool) -> list[Effect]:
+    """R4: link what was found, if nobody owns it, and send again; a worker never writes on it."""
+    effects: list[Effect] = []
+    row.ambiguous = True
+    row.next_at = now
+    blocked: Row | None = None
+    for sighting in outcome.sightings:
+        owner = others.owner(row, sighting.account_id)
+        if owner is not None:
+            effects.append(MakeDirty(owner.id))
+            _release(row, {sighting.identity})
+            row.doubts.written.discard(sighting.identity)
+            row.doubts.remembered.discard(sighting.identity)
+            blocked = blocked or owner
+            continue
+        if outcome.deleted and sighting.identity not in row.doubts.written:
+            effects += _leave(row, sighting)
+            continue
+        if not outcome.deleted and not adopt and sighting.identity not in row.doubts.written - set(outcome.identities):
+            return effects + _die(row, _adopt_reason(), "rejected", outcome.generation)
+        row.account_id = sighting.account_id
+        move(row, State.QUEUED)
+        return [*effects, Linked(sighting.account_id)]
+    if outcome.deleted:
+        row.doubts.possible -= {s.identity for s in outcome.sightings}
+        move(row, State.QUEUED)  # the next delivery no longer looks for these and ends the deletion
+        return effects
+    if blocked is not None:
+        _block(row, f"account of {blocked.id}", now, _owner_reason(blocked), wait_s=5.0)
+        if row.acknowledged == 0 and not blocked.open and not blocked.deleted:
+            return effects + _die(row, _owner_reason(blocked), "rejected", outcome.generation)
+        return effects
+    move(row, State.QUEUED)
+    return effects
+
+
+def _leave(row: Row, sighting: Sighting) -> list[Effect]:
+    """A deletion met an account it never made: leave it, tell a person."""
+    _release(row, {sighting.identity})
+    row.doubts.remembered.discard(sighting.identity)
+    row.issue = f"account {sighting.account_id} answers to the deleted name and was left alone"
+    return [Issue("account_left", row.issue)]
+
+
+def _seen(row: Row, outcome: Outcome, now: float, others: Others) -> list[Effect]:
+    """The result of a read-only delivery: which account is ours, and what it is called (R2)."""
+    free = [s for s in outcome.sightings if others.owner(row, s.account_id) is None]
+    ours = next((s for s in free if s.account_id == row.account_id), None)
+    if ours is None and row.account_id is None:
+        ours = next(iter(free), None)
+    effects: list[Effect] = []
+    if ours is not None and row.account_id is None:
+        row.account_id = ours.account_id
+        effects.append(Linked(ours.account_id))
+    before = set(row.settled_identities)
+    row.settled_identities = (ours.identity,) if ours is not None else ()
+    row.doubts.remembered |= row.doubts.possible - set(row.settled_identities)
+    _release(row, set(row.doubts.possible))
+    row.doubts.trail |= before - set(row.settled_identities)
+    row.next_at = now
+    move(row, State.QUEUED)
+    return effects
+
+
+def _rejected(row: Row, outcome: Outcome, now: float) -> list[Effect]:
+    reason = outcome.reason or Reason(code="rejected", message="The product refused.")
+    if reason.code == "conflict" and row.attempt < CONFLICTS_MAX:
+        # the product says the name is taken although the look-up came back empty: somebody was quicker, or its reads lag
+        attempt = row.attempt
+        row.ambiguous = True
+        if not outcome.looked:
+            _release(row, set(outcome.identities))
+        _block(row, "identity held at the product", now, reason, wait_s=CONFLICT_RECHECK_S if attempt else 0.5)
+        row.attempt = attempt + 1
+        return []
+    row.ambiguous |= outcome.ambiguous
+    newer = row.generation > outcome.generation
+    effects = _die(row, reason, "rejected", outcome.generation)
+    row.attempt = 0
+    if newer:
+        row.next_at = now + SETTLE_S if outcome.ambiguous else 0.0
+        move(row, State.QUEUED)
+        return [effect for effect in effects if not isinstance(effect, Died)]
+    return effects
+
+
+def _blocked(row: Row, outcome: Outcome, now: float, others: Others) -> list[Effect]:
+    """Waits for a named thing. When the account exists already (licence, approval), it is linked and its name is ours."""
+    effects: list[Effect] = []
+    row.ambiguous |= outcome.ambiguous
+    row.observed_active = outcome.observed_active
+    if outcome.account_id:
+        owner = others.owner(row, outcome.account_id)
+        if owner is not None:
+            _block(row, f"account of {owner.id}", now, _owner_reason(owner), wait_s=5.0)
+            return [MakeDirty(owner.id)]
+        row.account_id = outcome.account_id
+        row.settled_identities = outcome.identities
+        row.ambiguous = False
+    wait_s = outcome.retry_after_s
+    _block(row, outcome.blocked_on or "something the product did not name", now, outcome.reason, wait_s=wait_s)
+    return effects
+
+
+def _retry(row: Row, outcome: Outcome, now: float, retry: RetrySettings, jitter: float) -> list[Effect]:
+    row.attempt += 1
+    row.ambiguous |= outcome.ambiguous or row.looked or row.dirty
+    row.reason = outcome.reason
+    if row.first_failed_at is None:
+        row.first_failed_at = now
+    if now - row.first_failed_at > retry.give_up_after_s:
+        reason = outcome.reason or Reason(code="exhausted", message="")
+        hours = retry.give_up_after_s / 3600
+        message = f"Given up after {row.attempt} attempts in {hours:g} h. Last: {reason.message}"
+        return _die(row, Reason(code="exhausted", message=message), "rejected", outcome.generation)
+    bound = min(retry.wait_max_s, retry.wait_first_s * 2 ** min(row.attempt - 1, 20))
+    wait_s = max(bound * jitter, outcome.retry_after_s or 0.0)
+    if outcome.ambiguous:
+        wait_s = max(wait_s, SETTLE_S)  # R9: the product may still be busy with it
+    row.next_at = now + min(wait_s, max(retry.wait_max_s, outcome.retry_after_s or 0.0))
+    move(row, State.RETRYING)
+    return []
+
+
+def _owner_reason(owner: Row) -> Reason:
+    return Reason(
+        code="account_of_another",
+        message=f"The product's account for this user is already linked to user {owner.id} of this target. "
+        "Two users must not share the attribute the product recognises accounts by; correct one of them in Entra.",
+        scim_type="uniqueness",
+    )
+
+
+def _adopt_reason() -> Reason:
+    return Reason(
+        code="account_exists",
+        message="An account of this name already exists at the product, and this target is set not to adopt existing accounts "
+        '(adopt = "never"). Remove or rename that account, or let the operator allow adoption.',
+        scim_type="uniqueness",
+    )
+
+
+# ---- the operator's moves
+
+
+def redrive(row: Row, event_id: str, now: float) -> list[Effect]:
+    """Open a dead or held wish again, as a new generation of the same document; an old payload is never replayed (rule T11)."""
+    if row.state is State.HELD:
+        row.next_at = 0.0
+        move(row, State.QUEUED)
+        return []
+    return accept(
+        row,
+        event_id=event_id,
+        document=row.document,
+        identities=row.identities,
+        change=row.change,
+        changed=row.changed,
+        now=now,
+        acknowledged=True,
+    )
+
+
+def discard(row: Row) -> list[Effect]:
+    """Give a dead or held wish up; what SCIM shows stays the last confirmed state."""
+    effects: list[Effect] = [Close(row.generation, "discarded")] if row.open else []
+    row.settled_generation = row.generation
+    move(row, State.DETACHED)
+    return effects
+
+
+# ---- a target's runtime state
+
+
+class TargetRow(Struct, kw_only=True):
+    """Pause, circuit and rest of one target. Times are epoch seconds."""
+
+    name: str
+    paused_by: str | None = None
+    paused_reason: str = ""
+    circuit: Circuit = Circuit.CLOSED
+    circuit_reason: str = ""
+    opened_at: float = 0.0
+    next_probe_at: float = 0.0
+    probe_wait_s: float = 0.0
+    closed_at: float = 0.0
+    rest_until: float = 0.0
+
+
+def window(target: TargetRow, window_max: int, now: float) -> int:
+    """How many deliveries may be in flight now."""
+    if target.paused_by is not None or target.circuit is Circuit.AUTH:
+        return 0
+    if target.rest_until > now and target.rest_until - now <= 3600.0:
+        return 0
+    if target.circuit is Circuit.DOWN:
+        return 1 if target.next_probe_at <= now else 0
+    if target.closed_at:
+        steps = int(max(0.0, now - target.closed_at) / SLOW_START_STEP_S)
+        return min(window_max, 1 << min(steps, 16))
+    return window_max
+
+
+def open_circuit(target: TargetRow, circuit: Circuit, reason: str, now: float) -> bool:
+    """Stop calling the target except for probes; says whether this changed anything."""
+    if target.circuit is circuit:
+        return False
+    first = AUTH_PROBE_FIRST_S if circuit is Circuit.AUTH else PROBE_FIRST_S
+    target.circuit = circuit
+    target.circuit_reason = reason
+    target.opened_at = now
+    target.probe_wait_s = first
+    target.next_probe_at = now + first
+    target.closed_at = 0.0
+    return True
+
+
+def probe_failed(target: TargetRow, now: float) -> None:
+    """The probe did not go through: next one later."""
+    limit = AUTH_PROBE_MAX_S if target.circuit is Circuit.AUTH else PROBE_MAX_S
+    target.probe_wait_s = min(limit, target.probe_wait_s * 2)
+    target.next_probe_at = now + target.probe_wait_s
+
+
+def close_circuit(target: TargetRow, now: float) -> bool:
+    """The target answers again: slow start. Says whether it was open."""
+    if target.circuit is Circuit.CLOSED:
+        return False
+    target.circuit = Circuit.CLOSED
+    target.circuit_reason = ""
+    target.closed_at = now
+    return True
+
+
+def rest(target: TargetRow, wait_s: float, now: float) -> None:
+    """The product asked to slow down: nothing for a while, then slow start."""
+    target.rest_until = max(target.rest_until, now + wait_s)
+    target.closed_at = target.rest_until
