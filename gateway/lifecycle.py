@@ -338,6 +338,18 @@ def dispatch(row: Row, now: float, others: Others, connector: str) -> list[Effec
     return _send(row, wish, now, others, connector)
 
 
+def _unknown_there(row: Row) -> bool:
+    """Nothing of this row can be at the product: never delivered, or every delivery was certainly refused (rule T9)."""
+    if row.fence == 0:
+        return True
+    doubts = row.doubts
+    return (
+        row.account_id is None
+        and not (row.ambiguous or row.dirty)
+        and not (doubts.possible or doubts.written or doubts.remembered or doubts.strays)
+    )
+
+
 def _send(row: Row, wish: Wish, now: float, others: Others, connector: str, *, read_only: bool = False) -> list[Effect]:
     doubts = row.doubts
     row.fence += 1
