@@ -6,7 +6,7 @@ only says how its product does each step, so no author can forget to look before
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from msgspec import Struct
@@ -79,6 +79,33 @@ class Directory(Protocol):
         """All known names of a kind (`role`, `team`); entries are names or `{"name", "active"}`. Empty when unknown."""
 
 
+class Auth(Protocol):
+    """How calls to a product are signed; ready-made ones are in `connectors/http.py`."""
+
+    def connect(self, sibling: Callable[[str], VendorHttp]) -> None:
+        """Called once, before the first call. `sibling` opens a client for another host, e.g. the one that issues tokens."""
+
+    async def headers(self, ctx: Delivery | None) -> Mapping[str, str]:
+        """Headers for the next call. Raises what `VendorHttp.request` raises."""
+
+    async def renew(self, ctx: Delivery | None) -> bool:
+        """After a 401: get a new credential if there is one; True when the call is worth one repeat."""
+
+
+class Endpoint(Struct, frozen=True):
+    """Where a product is and how calls to it are signed; `connectors/http.py` builds the client from it.
+
+    Args:
+        base_url: scheme, host, optional port and path prefix; the only host that is ever called with these credentials.
+        auth: None for products without credentials.
+        allow_loopback: for emulators: permits http to 127.0.0.1, ::1 and localhost.
+    """
+
+    base_url: str
+    auth: Auth | None = None
+    allow_loopback: bool = False
+
+
 class Connector(Generic[Settings, Account]):
     """One product.
 
@@ -92,6 +119,15 @@ class Connector(Generic[Settings, Account]):
     def __init__(self, settings: Settings, http: VendorHttp) -> None:
         self.settings = settings
         self.http = http
+
+    @classmethod
+    def endpoint(cls, settings: Settings) -> Endpoint | None:
+        """Where the product is, read from the settings without any call; None for a connector that calls nobody.
+
+        Raises:
+            ConfigurationError: a secret cannot be read.
+        """
+        raise NotImplementedError
 
     def normalize(self, user: User, directory: Directory) -> Account:
         """What the product shall hold for this user. Pure: no call, no clock, no randomness.
