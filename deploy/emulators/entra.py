@@ -24,7 +24,7 @@ from collections.abc import Mapping as AbstractMapping
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 from urllib.parse import quote, quote_plus, urlsplit
 
 import aiohttp
@@ -1204,7 +1204,7 @@ class ProvisioningJob:
             values = self.mapping.values(person, creating=resource is None)
             values = {path: value for path, value in values.items() if path not in roles}
             if resource is None:
-                return await self._create(person, values)
+                return await self._create(person, values, "legacy")
             link = self._link(person, resource)
             return await self._update(person, link, differences(values, resource), "legacy")
         except _Failed as failure:
@@ -1376,7 +1376,7 @@ class ProvisioningJob:
             return await self._compare(person, self._link(person, resource), resource)
         if person.is_soft_deleted:
             return self._note(person, "Other", "Skipped", message="disabled and never provisioned")
-        return await self._create(person, self.mapping.values(person, creating=True))
+        return await self._create(person, self.mapping.values(person, creating=True), self.dialect)
 
     async def _leave(self, person: Person, link: Link) -> LogEntry:
         """Unassigned or deleted: switch off, or delete where nothing can be switched off."""
@@ -1452,8 +1452,8 @@ class ProvisioningJob:
             raise self._trouble(answer)
         return document
 
-    async def _create(self, person: Person, values: dict[str, str]) -> LogEntry:
-        wished = self.mapping.document(values, self.dialect)
+    async def _create(self, person: Person, values: dict[str, str], dialect: Dialect) -> LogEntry:
+        wished = self.mapping.document(values, dialect)
         answer = await self._ask("create", person.object_id, "POST", "/Users", wished)
         document = answer.document() or {}
         target_id = document.get("id")
@@ -1823,8 +1823,7 @@ class _Lane(asyncio.Protocol):
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports are of no asyncio class
 
     def data_received(self, data: bytes) -> None:
         try:

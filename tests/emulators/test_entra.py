@@ -11,6 +11,7 @@ from typing import Any
 
 import phonenumbers
 import pytest
+import uvloop
 
 from deploy.emulators.entra import (
     DEFAULT,
@@ -574,6 +575,7 @@ async def test_on_demand_probes_matches_and_patches_in_the_legacy_form(
     entry = await job.provision_on_demand(person)
     assert (entry.action, entry.status) == ("Create", "Success")
     assert TALKDESK_USER not in server.seen[-1].body
+    assert server.seen[-1].body["active"] == "True"
     server.seen.clear()
     directory.set(person, given_name="Other")
     entry = await job.provision_on_demand(person)
@@ -836,6 +838,17 @@ async def test_a_load_cycle_keeps_the_pace_it_was_given(server: StandIn) -> None
     result = await load_cycle(server.url, TOKEN, 20, 4, seed=3, requests_per_s=400.0)
     assert result.elapsed_s >= 119 / 400
     assert result.requests == 120
+
+
+async def test_load_and_cycles_run_on_uvloop_too(server: StandIn) -> None:
+    """The benchmarks run on uvloop, whose transports are classes of their own."""
+
+    async def both() -> tuple[int, int]:
+        async with ProvisioningJob(server.url, TOKEN, Directory(make_people(4)), OBSERVE) as job:
+            report = await job.initial_cycle()
+        return report.created, (await load_cycle(server.url, TOKEN, 4, 2)).requests
+
+    assert await asyncio.to_thread(uvloop.run, both()) == (4, 24)
 
 
 async def test_nobody_listening_is_counted_and_does_not_stop_the_load() -> None:
