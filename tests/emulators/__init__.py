@@ -1,0 +1,1 @@
+"""The vendor emulators keep their word: contract, quirks, faults, journal."""
