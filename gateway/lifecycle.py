@@ -34,6 +34,9 @@ QUIET_S = OWNED_S + CALL_S + SETTLE_S
 """Rest before a lost delivery is sent again: until then an old worker may still act."""
 RECHECK_FIRST_S = 2.0
 RECHECK_MAX_S = 900.0
+NEIGHBOUR_RECHECK_FIRST_S = 1.0
+NEIGHBOUR_RECHECK_MAX_S = 30.0
+"""A row that waits for another row of ours looks again at least this often: that one may settle at any moment."""
 CONFLICT_RECHECK_S = 4.0
 CONFLICTS_MAX = 8
 """How often an identity held at the product is looked at again before a person has to."""
@@ -83,6 +86,7 @@ class Row(Struct, kw_only=True):
     identities: tuple[str, ...] = ()
     created_at: float = 0.0
     modified_at: float = 0.0
+    veiled: bool = False
     # what became of it
     state: State = State.QUEUED
     settled_generation: int = 0
@@ -317,7 +321,7 @@ def dispatch(row: Row, now: float, others: Others, connector: str) -> list[Effec
         holders = others.holders(row, row.identities)
         if holders:
             names = ", ".join(sorted({h.id for h in holders}))
-            _block(row, f"identity of {names}", now, _identity_reason())
+            _wait_for_neighbour(row, f"identity of {names}", now)
             if row.doubts.possible:  # its own name is uncertain: find out first, without writing (R2)
                 return _send(row, wish, now, others, connector, read_only=True)
             ring = _cycle(row, others)
@@ -421,10 +425,13 @@ def _block(row: Row, on: str, now: float, reason: Reason | None, *, wait_s: floa
     move(row, State.BLOCKED)
 
 
-def _identity_reason() -> Reason:
-    return Reason(
+def _wait_for_neighbour(row: Row, on: str, now: float) -> None:
+    attempt = row.attempt if row.state is State.BLOCKED else 0
+    wait_s = min(NEIGHBOUR_RECHECK_MAX_S, NEIGHBOUR_RECHECK_FIRST_S * 2 ** min(attempt, 9))
+    reason = Reason(
         code="identity_held", message="Waits until an earlier user of the same name is settled at the product."
     )
+    _block(row, on, now, reason, wait_s=wait_s)
 
 
 def _cycle(row: Row, others: Others) -> list[Row]:
@@ -652,7 +659,6 @@ def _applied(row: Row, outcome: Outcome, now: float, others: Others, sent: bytes
     row.reason = None
     row.blocked_on = None
     row.next_at = 0.0
-    row.acknowledged = max(row.acknowledged, outcome.generation)
     row.settled_document = None if outcome.deleted else _document_of(sent, row)
     move(row, State.GONE if outcome.deleted else State.APPLIED)
     if doubts.strays:

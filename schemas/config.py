@@ -154,7 +154,6 @@ class TargetSettings(Struct, frozen=True, kw_only=True):
     adopt: Literal["always", "never"] = "always"
     auth: tuple[Literal["key"], ...] = ("key",)
     window: Count = 16
-    synchronize: tuple[Literal["create", "update", "delete"], ...] = ("create", "update", "delete")
     retry: RetrySettings = RetrySettings()
     brake: BrakeSettings = BrakeSettings()
     settings: dict[str, Any] = {}

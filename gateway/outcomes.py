@@ -1,0 +1,182 @@
+"""What became of an event: fold an outcome into the store, once, whatever order and however often it arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from msgspec import Struct
+
+from gateway.bus import Bus, Message
+from gateway.dispatch import Clock, Dispatcher, stop
+from gateway.ledger import Ledger, Store, apply_effects
+from gateway.lifecycle import (
+    CircuitHit,
+    Died,
+    Effect,
+    InvariantBroken,
+    RateLimitHit,
+    Row,
+    acknowledge,
+    close_circuit,
+    open_circuit,
+    probe_failed,
+    rest,
+    settle,
+)
+from gateway.visibility import shown_keys
+from schemas.config import TargetSettings
+from schemas.events import Outcome
+from schemas.logs import logger
+from schemas.states import Circuit, Result, State
+
+TALLY_S = 60.0
+FAILURES_IN_A_ROW = 5
+FAILURE_SHARE = 0.5
+CALLS_MIN = 10
+FAILING_RESOURCES_MIN = 3
+"""A target is down only when several resources fail: one bad user must not stop the others."""
+DEAD_ALIKE_S = 600.0
+DEAD_ALIKE_MIN = 25
+DEAD_ALIKE_SHARE = 0.8
+
+log = logger()
+
+
+class Folded(Struct, frozen=True):
+    """What folding one outcome came to: nothing new, or a row that moved and perhaps the next event to send."""
+
+    row: Row | None = None
+    messages: tuple[Message, ...] = ()
+    kick: bool = False
+
+
+class Outcomes:
+    """Folds outcomes.
+
+    Args:
+        on_settled: is told about every row that moved, after the commit.
+        awaited: whether a request waits here for a resource.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        bus: Bus,
+        clock: Clock,
+        dispatcher: Dispatcher,
+        targets: Callable[[], Mapping[str, TargetSettings]],
+        jitter: Callable[[], float],
+        on_settled: Callable[[Row], None] = lambda row: None,
+        awaited: Callable[[str], bool] = lambda resource: False,
+    ) -> None:
+        self.store = store
+        self.bus = bus
+        self.clock = clock
+        self.dispatcher = dispatcher
+        self.targets = targets
+        self.jitter = jitter
+        self.on_settled = on_settled
+        self.awaited = awaited
+
+    async def fold(self, outcome: Outcome) -> None:
+        """Settle one outcome; returns after the commit, so that the caller may acknowledge it then (rule A5)."""
+        folded = await self.store.run(lambda ledger: self.fold_job(ledger, outcome))
+        if folded.row is not None:
+            self.on_settled(folded.row)
+            self.bus.announce_settled(folded.row.id)
+        await self.dispatcher.send(folded.messages)
+        if folded.kick:
+            self.dispatcher.kick(outcome.target)
+
+    def fold_job(self, ledger: Ledger, outcome: Outcome) -> Folded:
+        """One transaction: attempt log, settle, circuit, and the next event of the resource if a newer wish waits (rule T6)."""
+        if not ledger.record_attempt(outcome):
+            return Folded()
+        row = ledger.row(outcome.resource)
+        if row is None or row.target != outcome.target:
+            return Folded()
+        now = self.clock.now()
+        settings = self.targets().get(row.target) or TargetSettings(connector="")
+        was, in_flight = row.state, row.in_flight
+        try:
+            effects = settle(
+                row,
+                outcome,
+                now,
+                ledger,
+                settings.retry,
+                adopt=settings.adopt == "always",
+                jitter=self.jitter(),
+            )
+        except InvariantBroken as exc:
+            stop(row, str(exc))
+            effects = []
+        settled = in_flight is not None and row.in_flight is None
+        if row.state in (State.APPLIED, State.GONE) and self.awaited(row.id):
+            acknowledge(row, row.settled_generation)  # a request waits here and is answered right after the commit
+        apply_effects(ledger, row, effects, now)
+        if settled:
+            self._judge_target(ledger, row, outcome, effects, now)
+        message = self.dispatcher.try_dispatch(ledger, row, now)
+        if row.state is not was and (row.state in (State.DEAD, State.REJECTED, State.GONE) or was in (State.DEAD,)):
+            ledger.set_keys(row, shown_keys(row))
+        ledger.save(row)
+        if any(isinstance(effect, Died) for effect in effects) and row.reason is not None:
+            self._brake(ledger, row, now)
+        return Folded(row=row, messages=(message,) if message else (), kick=settled)
+
+    def _judge_target(self, ledger: Ledger, row: Row, outcome: Outcome, effects: list[Effect], now: float) -> None:
+        """What this delivery says about the target as a whole: circuit, rest, recovery."""
+        for effect in effects:
+            if isinstance(effect, CircuitHit):
+                target = ledger.target(row.target)
+                reason = effect.reason.message if effect.reason else ""
+                if open_circuit(target, effect.circuit, reason, now):
+                    log.error("circuit.opened", target=row.target, circuit=effect.circuit.value)
+                ledger.save_target(target)
+                return
+            if isinstance(effect, RateLimitHit):
+                target = ledger.target(row.target)
+                rest(target, effect.wait_s, now)
+                ledger.save_target(target)
+                return
+        if outcome.result is Result.RETRY:
+            self._count_failure(ledger, row, outcome, now)
+        elif outcome.result not in (Result.POISON, Result.GAVE_UP):
+            target = ledger.target(row.target)
+            if target.circuit is Circuit.DOWN and close_circuit(target, now):
+                ledger.hasten(row.target, now)
+                ledger.save_target(target)
+                log.info("circuit.closed", target=row.target)
+
+    def _count_failure(self, ledger: Ledger, row: Row, outcome: Outcome, now: float) -> None:
+        target = ledger.target(row.target)
+        if target.circuit is Circuit.DOWN:
+            probe_failed(target, now)
+            ledger.save_target(target)
+            return
+        if target.circuit is not Circuit.CLOSED:
+            return
+        tally = ledger.tally(row.target, now - TALLY_S)
+        in_a_row = tally.failures_in_a_row >= FAILURES_IN_A_ROW
+        share = tally.calls >= CALLS_MIN and tally.failures >= FAILURE_SHARE * tally.calls
+        if (in_a_row or share) and tally.failing_resources >= FAILING_RESOURCES_MIN:
+            reason = outcome.reason.message if outcome.reason else "The product does not answer."
+            open_circuit(target, Circuit.DOWN, reason, now)
+            ledger.save_target(target)
+            log.error("circuit.opened", target=row.target, circuit=Circuit.DOWN.value)
+
+    def _brake(self, ledger: Ledger, row: Row, now: float) -> None:
+        """Dead-letter brake: one cause that kills nearly everybody is the target's problem, not theirs."""
+        reason = row.reason
+        if reason is None:
+            return
+        dead, tried = ledger.dead_alike(row.target, reason.fingerprint(), now - DEAD_ALIKE_S)
+        if dead < DEAD_ALIKE_MIN or dead < DEAD_ALIKE_SHARE * tried:
+            return
+        target = ledger.target(row.target)
+        if target.circuit is Circuit.CLOSED:
+            count = ledger.unbury(row.target, reason.fingerprint(), now - DEAD_ALIKE_S, now)
+            open_circuit(target, Circuit.DOWN, f"{count} resources were refused alike: {reason.message}", now)
+            ledger.save_target(target)
+            log.error("circuit.opened", target=row.target, circuit=Circuit.DOWN.value, refused_alike=count)
