@@ -1,6 +1,7 @@
 """Control calls, faults, clock, limit, journal and restart, tried on the TeleMessage emulator over real HTTP (vendors.md 0.5)."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -132,8 +133,9 @@ async def test_a_reset_closes_the_connection_before_anything_happens(http, emula
     """Fault kind `reset`: closed before the answer and before the effect, with a TCP reset."""
     emulator.fault("reset", method="POST", times=1)
 
-    with pytest.raises(GONE):
+    with pytest.raises(aiohttp.ClientOSError) as cut:
         await create(http)
+    assert cut.value.errno == errno.ECONNRESET
     assert emulator.journal.effects() == []
     assert (await find(http))[1]["users"] == []
 
@@ -630,6 +632,27 @@ async def test_one_process_serves_several_emulators_with_their_options(tmp_path)
         async with http.get(f"{urls['talkdesk']}/__emu/state") as answer:
             settings = (await answer.json())["settings"]
     assert (settings["rate_per_s"], settings["delay_ms"]) == (2, 1)
+
+
+async def test_connections_are_cut_in_the_program_as_in_the_tests(tmp_path):
+    """The program runs on uvloop, whose sockets differ: reset, dropped and truncated answers look the same there."""
+    arguments = ["telemessage", "--rate-per-s", "0"]
+    ready = tmp_path / "ready"
+    async with (
+        process(*arguments, ready=ready) as (_, urls),
+        aiohttp.ClientSession(urls["telemessage"], headers=AUTH) as http,
+    ):
+        for kind in ("reset", "drop_response", "truncate"):
+            await control(http, "POST", "faults", {"kind": kind, "times": 1})
+        with pytest.raises(aiohttp.ClientOSError) as cut:
+            await create(http)
+        assert cut.value.errno == errno.ECONNRESET
+        with pytest.raises(aiohttp.ServerDisconnectedError):
+            await create(http)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await find(http)
+        assert len((await control(http, "GET", "journal?kind=effect"))["entries"]) == 1
+        assert (await find(http))[0] == 200
 
 
 @pytest.mark.parametrize(

@@ -370,6 +370,7 @@ async def test_with_approval_a_user_stays_pending_until_approved(vendor):
 
 async def test_the_daily_run_approves_what_waited_over_midnight(vendor):
     """3.6: a pending user becomes active when the clock passes the daily run."""
+    vendor.emulator.clock.freeze(True)
     vendor.emulator.set(approval=True)
     await vendor.create()
     vendor.emulator.advance(86_400)
@@ -377,6 +378,20 @@ async def test_the_daily_run_approves_what_waited_over_midnight(vendor):
 
     assert (await vendor.found(NUMBER))[0]["status"] == "active"
     assert (await vendor.found(OTHER))[0]["status"] == "pending"
+
+
+def test_a_restart_is_no_daily_run(tmp_path):
+    """3.6: who was created today is still pending after a restart of the vendor, whatever the time."""
+    before = TelemessageEmulator(journal_dir=tmp_path, approval=True)
+    before.seed({"users": [{"mobilePhone": NUMBER, "status": "pending"}]})
+    before.journal.close()
+
+    after = TelemessageEmulator(journal_dir=tmp_path, approval=True)
+    after.clock.advance(before.clock.now() - after.clock.now())  # the very moment of before, also around midnight
+    assert after.state()["users"]["u-1"]["status"] == "pending"
+    after.advance(86_400)
+    assert after.state()["users"]["u-1"]["status"] == "active"
+    after.journal.close()
 
 
 # Seeds ----------------------------------------------------------------------------------------------------------------
