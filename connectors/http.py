@@ -84,6 +84,7 @@ MEANING: dict[int, tuple[type[ConnectorError], str]] = {
     425: (Unavailable, "too_early"),
     429: (RateLimited, "rate_limited"),
     500: (Unavailable, "server_error"),
+    501: (Rejected, "not_supported"),
     502: (Unavailable, "bad_gateway"),
     503: (Unavailable, "service_unavailable"),
     504: (Unavailable, "gateway_timeout"),

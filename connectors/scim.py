@@ -1,0 +1,304 @@
+"""Products that speak SCIM themselves: a small client, and the forms in which Entra's values arrive (vendor page, 0.2).
+
+The client does one call per method and knows no product; what differs between products is decided by the connector.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from connectors.contract import Delivery, VendorHttp, VendorResponse
+from schemas.errors import Misconfigured, Rejected, Unavailable
+from schemas.resources import ENTERPRISE_SCHEMA, User
+from schemas.specs import Spec
+
+LIST_PAGE = 100
+FEATURES_KEEP_S = 3600.0
+UNWRAP_DEPTH_MAX = 4
+VALUES_MAX = 1_000
+PATCH_SCHEMA = "urn:ietf:params:scim:api:messages:2.0:PatchOp"
+MEDIA_TYPE = "application/scim+json"
+
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@=+~-]{0,254}")
+_VALUE_KEYS = ("value", "display", "displayName")
+
+
+def texts(value: Any, *, depth: int = 0) -> list[str]:
+    """The texts in an attribute's value, whatever form Entra gave it, in order.
+
+    Takes a text, JSON inside a text (complex app-role mapping), a list, and role objects (`value` before `display`). Null, unset
+    and empty values give nothing.
+    """
+    if value is None or value is UNSET or depth > UNWRAP_DEPTH_MAX:
+        return []
+    if isinstance(value, str):
+        inner = _json_inside(value)
+        return texts(inner, depth=depth + 1) if inner is not None else ([value] if value.strip() else [])
+    if isinstance(value, (list, tuple)):
+        return [text for entry in value[:VALUES_MAX] for text in texts(entry, depth=depth + 1)]
+    if isinstance(value, msgspec.Struct):
+        value = msgspec.to_builtins(value)
+    if isinstance(value, Mapping):
+        found = next((value[key] for key in _VALUE_KEYS if value.get(key) not in (None, "")), None)
+        return texts(found, depth=depth + 1)
+    return [str(value)]
+
+
+def _json_inside(text: str) -> Any:
+    stripped = text.strip()
+    if not stripped.startswith(("{", "[")):
+        return None
+    try:
+        inner = msgspec.json.decode(stripped)
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        return None
+    return inner if isinstance(inner, (dict, list)) else None
+
+
+def extension_value(user: User, urn: str, name: str) -> Any:
+    """One attribute of an extension, letter case of both names ignored; UNSET when nobody sent it, None when it was removed."""
+    for key, attributes in user.extensions.items():
+        if key.casefold() == urn.casefold():
+            for attribute, value in attributes.items():
+                if attribute.casefold() == name.casefold():
+                    return value
+    return UNSET
+
+
+def supplied_paths(user: User) -> list[str]:
+    """SCIM paths of everything in a wish that carries a value."""
+    plain: dict[str, Any] = msgspec.to_builtins(user)
+    extensions: dict[str, Any] = plain.pop("extensions", {})
+    enterprise = plain.pop("enterprise", {})
+    paths: list[str] = []
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            paths += [f"{name}.{inner}" for inner, held in value.items() if _carries(held)]
+        elif isinstance(value, list) and name != "roles":
+            for entry in value:
+                kind = entry.get("type")
+                at = f'{name}[type eq "{kind}"]' if kind else name
+                inner_names = [key for key, held in entry.items() if key not in ("type", "primary") and _carries(held)]
+                paths += [f"{at}.{key}" for key in inner_names]
+        elif _carries(value):
+            paths.append(name)
+    for urn, attributes in {ENTERPRISE_SCHEMA: enterprise, **extensions}.items():
+        paths += [f"{urn}:{name}" for name, value in attributes.items() if _carries(value)]
+    return list(dict.fromkeys(paths))
+
+
+def ignored_paths(user: User, spec: Spec) -> tuple[str, ...]:
+    """Supplied attributes that a product's declaration does not name (vendor rule A8)."""
+    if spec.any_attribute:
+        return ()
+    known = [attribute.path.casefold() for attribute in spec.attributes]
+
+    def is_known(path: str) -> bool:
+        folded = path.casefold()
+        return any(folded == one or folded.startswith((f"{one}.", f"{one}[")) for one in known)
+
+    return tuple(path for path in supplied_paths(user) if not is_known(path))
+
+
+def _carries(value: Any) -> bool:
+    return value is not None and value != "" and value != [] and value != {}
+
+
+def literal(value: str) -> str:
+    """A filter's comparison value: a JSON string (RFC 7644 section 3.4.2.2)."""
+    return msgspec.json.encode(value).decode()
+
+
+def checked_id(value: Any, sentence: str) -> str:
+    """A product's id for an account, by pattern (security requirement S9).
+
+    Raises:
+        Unavailable: no id, or one that no product would give; ambiguous, because the write was answered with success.
+    """
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or _ID.fullmatch(text) is None:
+        raise Unavailable(f"{sentence} without a usable id", code="malformed", ambiguous=True)
+    return text
+
+
+class ScimClient:
+    """SCIM calls to one product.
+
+    Args:
+        http: the way out.
+        product: name for messages.
+        prefix: path of the product's SCIM root below the client's base URL.
+        media_type: of request bodies.
+    """
+
+    def __init__(
+        self,
+        http: VendorHttp,
+        *,
+        product: str,
+        prefix: str = "",
+        media_type: str = MEDIA_TYPE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._http = http
+        self._product = product
+        self._prefix = prefix
+        self._headers = {"Content-Type": media_type, "Accept": f"{MEDIA_TYPE}, application/json"}
+        self._clock = clock
+        self._features: dict[str, Any] = {}
+        self._features_until = 0.0
+
+    def path(self, template: str) -> str:
+        """Where a call goes below the base URL; what messages and steps show."""
+        return f"{self._prefix}{template}"
+
+    async def find(
+        self, attribute: str, value: str, ctx: Delivery | None, *, kind: str = "Users"
+    ) -> list[dict[str, Any]]:
+        """Resources whose attribute equals the value, letter case ignored.
+
+        The answer is compared again here: a product that ignores filters must not hand out a stranger's account.
+        """
+        query = {"filter": f"{attribute} eq {literal(value)}"}
+        found, _ = await self.page(ctx, kind=kind, query=query)
+        wanted = value.casefold()
+        return [entry for entry in found if str(entry.get(attribute, "")).casefold() == wanted]
+
+    async def page(
+        self, ctx: Delivery | None, *, kind: str = "Users", start: int = 1, query: Mapping[str, str] | None = None
+    ) -> tuple[list[dict[str, Any]], int]:
+        """One page of a list and the total; `start` counts from 1 (RFC 7644 section 3.4.2.4)."""
+        paging = {} if query else {"startIndex": str(start), "count": str(LIST_PAGE)}
+        path = self.path(f"/{kind}")
+        answer = await self._http.request(
+            "GET", path, ctx=ctx, query={**paging, **(query or {})}, headers=self._reading
+        )
+        body = self._object(answer, "GET", path)
+        entries = body.get("Resources", [])
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise Unavailable(f"{self._product} answered GET {path} with a list of something else", code="malformed")
+        total = body.get("totalResults", len(entries))
+        return entries, total if isinstance(total, int) else len(entries)
+
+    async def read(self, account_id: str, ctx: Delivery | None, *, kind: str = "Users") -> dict[str, Any]:
+        """One resource. Raises Gone when it is not there."""
+        path = self.path(f"/{kind}/{{id}}")
+        answer = await self._http.request("GET", path, ctx=ctx, parts={"id": account_id}, headers=self._reading)
+        return self._object(answer, "GET", path)
+
+    async def create(
+        self, resource: Mapping[str, Any], ctx: Delivery, *, kind: str = "Users", expect: Sequence[int] = ()
+    ) -> VendorResponse:
+        """POST a resource; statuses in `expect` come back as they are."""
+        headers = self._headers | ({"Idempotency-Key": f"{ctx.idempotency_key}:create"} if ctx.idempotency_key else {})
+        return await self._http.request(
+            "POST", self.path(f"/{kind}"), ctx=ctx, json=resource, headers=headers, expect=expect
+        )
+
+    async def replace(
+        self,
+        account_id: str,
+        resource: Mapping[str, Any],
+        ctx: Delivery,
+        *,
+        kind: str = "Users",
+        expect: Sequence[int] = (),
+    ) -> VendorResponse:
+        """PUT a complete resource; the same twice is the same once."""
+        return await self._http.request(
+            "PUT",
+            self.path(f"/{kind}/{{id}}"),
+            ctx=ctx,
+            parts={"id": account_id},
+            json=resource,
+            headers=self._headers,
+            expect=expect,
+            idempotent=True,
+        )
+
+    async def patch(
+        self,
+        account_id: str,
+        operations: Sequence[Mapping[str, Any]],
+        ctx: Delivery,
+        *,
+        kind: str = "Users",
+        expect: Sequence[int] = (),
+    ) -> VendorResponse:
+        """PATCH with the operations as given (RFC 7644 section 3.5.2)."""
+        return await self._http.request(
+            "PATCH",
+            self.path(f"/{kind}/{{id}}"),
+            ctx=ctx,
+            parts={"id": account_id},
+            json={"schemas": [PATCH_SCHEMA], "Operations": list(operations)},
+            headers=self._headers,
+            expect=expect,
+        )
+
+    async def delete(
+        self, account_id: str, ctx: Delivery, *, kind: str = "Users", expect: Sequence[int] = ()
+    ) -> VendorResponse:
+        """DELETE; one that is gone already is fine (vendor rule A6)."""
+        return await self._http.request(
+            "DELETE",
+            self.path(f"/{kind}/{{id}}"),
+            ctx=ctx,
+            parts={"id": account_id},
+            headers=self._reading,
+            expect=(404, 410, *expect),
+            idempotent=True,
+        )
+
+    async def features(self, ctx: Delivery | None) -> dict[str, Any]:
+        """ServiceProviderConfig (RFC 7643 section 5), kept for FEATURES_KEEP_S; empty when the product has none."""
+        if self._clock() >= self._features_until:
+            path = self.path("/ServiceProviderConfig")
+            try:
+                answer = await self._http.request("GET", path, ctx=ctx, headers=self._reading)
+                self._features = self._object(answer, "GET", path)
+            except Rejected:
+                self._features = {}
+            except Misconfigured as exc:
+                if exc.code != "wrong_address":
+                    raise
+                self._features = {}
+            self._features_until = self._clock() + FEATURES_KEEP_S
+        return self._features
+
+    async def can_patch(self, ctx: Delivery | None) -> bool:
+        """Whether the product says that it supports PATCH."""
+        patch = (await self.features(ctx)).get("patch")
+        return isinstance(patch, dict) and patch.get("supported") is True
+
+    def resource_of(self, answer: VendorResponse, method: str, template: str) -> dict[str, Any]:
+        """The resource in an answer to a write.
+
+        Raises:
+            Unavailable: ambiguous, when the answer is no resource.
+        """
+        return self._object(answer, method, self.path(template))
+
+    @property
+    def _reading(self) -> dict[str, str]:
+        return {"Accept": self._headers["Accept"]}
+
+    def _object(self, answer: VendorResponse, method: str, path: str) -> dict[str, Any]:
+        if not isinstance(answer.body, dict):
+            raise Unavailable(
+                f"{self._product} answered {answer.status} to {method} {path} without a JSON object",
+                code="malformed",
+                ambiguous=method != "GET",
+            )
+        return answer.body
+
+
+def as_text(value: str | UnsetType | None) -> str | None:
+    """Trimmed text; None when unset or null."""
+    return value.strip() if isinstance(value, str) else None
