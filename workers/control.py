@@ -1,0 +1,102 @@
+"""Questions to a worker about one of its targets, asked by the gateway over plain NATS (request and reply).
+
+`{"do": "probe"}`                          -> `{"ok", "code", "message", "findings"}`
+`{"do": "identities", "document": {...}}`  -> `{"ok", "account_keys"}`
+`{"do": "refresh"}`                        -> `{"ok", "code", "message"}`
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from connectors.contract import Finding
+from schemas.errors import ConnectorError
+from schemas.resources import User
+from workers.targets import Served
+
+PROBE_S = 10.0
+"""Longest check of a target; the same bound holds for a refresh of its names."""
+FINDINGS_MAX = 50
+
+
+class Question(Struct, frozen=True):
+    """What is asked. `document`: a SCIM user, for `identities`."""
+
+    do: Literal["probe", "identities", "refresh"]
+    document: dict[str, Any] = {}
+
+
+class Answer(Struct, frozen=True, kw_only=True):
+    """What a worker says. `code` and `message` name the first error, else the first warning."""
+
+    ok: bool
+    code: str = ""
+    message: str = ""
+    findings: tuple[Finding, ...] = ()
+    account_keys: tuple[str, ...] = ()
+
+
+_QUESTION = msgspec.json.Decoder(Question)
+
+
+async def answer(served: Served, body: bytes) -> bytes:
+    """Answer one question. Never raises: what goes wrong is the answer."""
+    try:
+        question = _QUESTION.decode(body)
+    except msgspec.DecodeError:
+        return msgspec.json.encode(Answer(ok=False, code="bad_question", message="This is not a question to a worker."))
+    match question.do:
+        case "probe":
+            reply = await probe(served)
+        case "refresh":
+            reply = await _refresh(served)
+        case _:
+            reply = _identities(served, question.document)
+    return msgspec.json.encode(reply)
+
+
+async def probe(served: Served) -> Answer:
+    """The connector's own check, within PROBE_S. A probe that went well forgives an earlier failure to load names."""
+    try:
+        async with asyncio.timeout(PROBE_S):
+            findings = await served.connector.check()
+    except TimeoutError:
+        return Answer(ok=False, code="timeout", message=f"The check took longer than {PROBE_S:.0f} s.")
+    except ConnectorError as exc:
+        return Answer(ok=False, code=exc.code, message=exc.message)
+    except Exception as exc:
+        return Answer(ok=False, code="connector_bug", message=f"The check raised {type(exc).__name__}.")
+    served.directory.forgive()
+    ranked = sorted(findings, key=lambda finding: ("error", "warning", "ok").index(finding.level))
+    first = ranked[0] if ranked else Finding(level="ok", code="ok", message="")
+    return Answer(
+        ok=first.level != "error", code=first.code, message=first.message, findings=tuple(ranked[:FINDINGS_MAX])
+    )
+
+
+async def _refresh(served: Served) -> Answer:
+    try:
+        async with asyncio.timeout(PROBE_S):
+            loaded = await served.directory.refresh(now=True)
+    except TimeoutError:
+        return Answer(ok=False, code="timeout", message=f"Loading the names took longer than {PROBE_S:.0f} s.")
+    except ConnectorError as exc:
+        return Answer(ok=False, code=exc.code, message=exc.message)
+    except Exception as exc:
+        return Answer(ok=False, code="connector_bug", message=f"Loading the names raised {type(exc).__name__}.")
+    return Answer(ok=True, code="" if loaded else "no_directory")
+
+
+def _identities(served: Served, document: dict[str, Any]) -> Answer:
+    """The product's own natural keys of a user, for filters that spell a value differently; none when it does not fit."""
+    try:
+        account = served.connector.normalize(User.from_document(document), served.directory)
+        return Answer(ok=True, account_keys=tuple(served.connector.account_keys(account)))
+    except (ConnectorError, msgspec.ValidationError):
+        return Answer(ok=True)
+    except Exception as exc:
+        return Answer(ok=False, code="connector_bug", message=f"normalize raised {type(exc).__name__}.")

@@ -1,0 +1,98 @@
+"""One target as a worker serves it: the connector with its HTTP client, its limits, its names, and what presence says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from connectors.contract import Connector, Delivery, HasDirectory
+from connectors.http import HttpClient
+from connectors.registry import build, decode_settings
+from schemas.config import Secret, TargetSettings
+from schemas.errors import ConfigurationError
+from schemas.specs import Spec
+from workers.limits import CallLimit, NameCache
+from workers.ownership import Slots
+from workers.presence import TargetPresence, digest
+
+Build = Callable[..., tuple[Connector[Any, Any], HttpClient | None]]
+
+
+class Served:
+    """A target whose events this worker takes.
+
+    Attributes:
+        name: the target.
+        concurrency: how many deliveries run at once here.
+        window: how many events the gateway may have in flight for it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        configured: TargetSettings,
+        base: Path,
+        *,
+        concurrency_max: int,
+        before_call: Callable[[CallLimit], Awaitable[None]],
+    ) -> None:
+        problems: list[str] = []
+        settings = decode_settings(configured.connector, configured.settings, f"targets.{name}.settings", problems)
+        if settings is None:
+            raise ConfigurationError(name, problems or [f"targets.{name}.settings: cannot be read"])
+        self.name = name
+        self.configured = configured
+        self.settings: Struct = rebased(settings, base)
+        self.window = configured.window
+        self._digest = digest(name, configured.connector, self.settings)
+        self.limit = CallLimit(None)
+
+        async def hook(ctx: Delivery | None) -> None:
+            await before_call(self.limit)
+
+        self.connector, self._http = build(configured.connector, self.settings, before_call=hook, paced=False)
+        self.limit = CallLimit(self.spec.rate_limit)
+        self.directory = NameCache(self.connector.load_directory if isinstance(self.connector, HasDirectory) else None)
+        self.concurrency = min(concurrency_max, self.spec.concurrency_max)
+        self.slots = Slots(self.concurrency)
+
+    @property
+    def spec(self) -> Spec:
+        """The connector's declaration."""
+        return self.connector.spec
+
+    def presence(self) -> TargetPresence:
+        """What the others are told; a credential that changed on disk shows in the digest."""
+        problems: tuple[str, ...] = ()
+        try:
+            self._digest = digest(self.name, self.configured.connector, self.settings)
+        except ConfigurationError as exc:
+            problems = tuple(f"targets.{self.name}: {exc.source} {problem}" for problem in exc.problems)
+        return TargetPresence(
+            connector=self.configured.connector, serving=True, spec=self.spec, digest=self._digest, problems=problems
+        )
+
+    async def close(self) -> None:
+        """Release the connector and its connections."""
+        await self.connector.close()
+        if self._http is not None:
+            await self._http.close()
+
+
+def rebased(value: Any, base: Path) -> Any:
+    """Settings whose secret files with a relative path are looked for beside the configuration file."""
+    if isinstance(value, Secret):
+        return Secret(file=str(base / value.file)) if value.file is not None else value
+    if isinstance(value, Struct):
+        parts = {name: getattr(value, name) for name in value.__struct_fields__}
+        changed = {name: new for name, part in parts.items() if (new := rebased(part, base)) is not part}
+        return msgspec.structs.replace(value, **changed) if changed else value
+    if isinstance(value, Mapping):
+        return {name: rebased(part, base) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(rebased(part, base) for part in value)
+    return value
