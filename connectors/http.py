@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import ipaddress
 import random
 import re
@@ -103,6 +102,35 @@ REPEATED_CODES = frozenset(
 _READS = frozenset({"GET", "HEAD"})
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _PLATFORM_ADDRESSES = frozenset({"168.63.129.16"})  # Azure's own service address, public by number only
+# IANA's special-purpose registries; Python's own idea of them depends on its patch version.
+_SPECIAL = [ipaddress.ip_network(line) for line in """\
+0.0.0.0/8
+10.0.0.0/8
+100.64.0.0/10
+127.0.0.0/8
+169.254.0.0/16
+172.16.0.0/12
+192.0.0.0/24
+192.0.2.0/24
+192.88.99.0/24
+192.168.0.0/16
+198.18.0.0/15
+198.51.100.0/24
+203.0.113.0/24
+224.0.0.0/4
+240.0.0.0/4
+::/127
+64:ff9b:1::/48
+100::/64
+2001::/23
+2001:db8::/32
+3fff::/20
+5f00::/16
+fc00::/7
+fe80::/10
+ff00::/8
+""".splitlines()]  # fmt: skip
+_NUMERIC_HOST = re.compile(r"(^|\.)(0x[0-9a-f]*|[0-9]+)\.?$", re.IGNORECASE)
 _PART = re.compile(r"\{(\w+)\}")
 _DIGITS = re.compile(r"\+?\d(?:[\s().\-/]*\d){4,}")
 _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -203,15 +231,24 @@ def address_problem(base_url: str, *, allow_loopback: bool = False) -> str:
         return "must not contain credentials"
     if parts.query or parts.fragment:
         return "must not contain ? or #"
+    if _NUMERIC_HOST.search(host) and not _is_ip(host):
+        return "must name its host, or spell its address in the usual way"
     loopback = host in _LOOPBACK_NAMES
     if parts.scheme == "http" and not (allow_loopback and loopback):
         return "must begin with https://" + (" (http only to loopback)" if allow_loopback else "")
     if loopback and not allow_loopback:
         return "leads to this machine; that needs allow_loopback = true (emulators only)"
-    with contextlib.suppress(ValueError):
-        if not is_allowed_address(str(ipaddress.ip_address(host)), allow_loopback=allow_loopback):
-            return "leads to a private or reserved address"
+    if _is_ip(host) and not is_allowed_address(host, allow_loopback=allow_loopback):
+        return "leads to a private or reserved address"
     return ""
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def is_allowed_address(address: str, *, allow_loopback: bool = False) -> bool:
@@ -229,7 +266,7 @@ def is_allowed_address(address: str, *, allow_loopback: bool = False) -> bool:
             ip = ip.ipv4_mapped
     if ip.is_loopback:
         return allow_loopback
-    if not ip.is_global or ip.is_multicast or ip.is_reserved or str(ip) in _PLATFORM_ADDRESSES:
+    if str(ip) in _PLATFORM_ADDRESSES or any(ip.version == net.version and ip in net for net in _SPECIAL):
         return False
     return inner is None or ip == inner or is_allowed_address(str(inner))
 
@@ -237,8 +274,8 @@ def is_allowed_address(address: str, *, allow_loopback: bool = False) -> bool:
 class PublicResolver(AbstractResolver):
     """Looks names up and keeps only addresses that may be called; checked at connect, so a changed DNS answer is no way in."""
 
-    def __init__(self, *, allow_loopback: bool) -> None:
-        self._inner = aiohttp.ThreadedResolver()
+    def __init__(self, *, allow_loopback: bool, names: AbstractResolver | None = None) -> None:
+        self._inner = names or aiohttp.ThreadedResolver()
         self._allow_loopback = allow_loopback
 
     async def resolve(
@@ -416,6 +453,7 @@ class HttpClient:
         call_s: longest call from connecting to the last byte.
         body_bytes_max: longest answer.
         clock: monotonic seconds.
+        names: looks names up; the system's resolver unless given. What it finds is judged all the same.
 
     Raises:
         ConfigurationError: the base URL must not be called.
@@ -435,6 +473,7 @@ class HttpClient:
         connect_s: float = CONNECT_S,
         body_bytes_max: int = BODY_BYTES_MAX,
         clock: Callable[[], float] = time.monotonic,
+        names: AbstractResolver | None = None,
     ) -> None:
         problem = address_problem(base_url, allow_loopback=allow_loopback)
         if problem:
@@ -451,6 +490,7 @@ class HttpClient:
         self._call_s = call_s
         self._body_bytes_max = body_bytes_max
         self._clock = clock
+        self._names = names
         self._session: aiohttp.ClientSession | None = None
         self._siblings: list[HttpClient] = []
         self._calls: deque[float] = deque(maxlen=SHARE_CALLS_MAX)
@@ -614,8 +654,10 @@ class HttpClient:
                 sent.status = raw.status
                 answer_headers = {name.lower(): value for name, value in raw.headers.items()}
                 content = await self._content(raw)
-        except aiohttp.InvalidURL as exc:
-            raise ConnectorBug(f"{method} {path} is no valid address", code="bad_address") from exc
+        except aiohttp.InvalidURL:
+            raise Misconfigured(
+                f"{self.product}: the address in the settings is not valid", code="wrong_address"
+            ) from None
         except aiohttp.ClientConnectorError as exc:
             if isinstance(exc.os_error, ForbiddenAddress):
                 raise Misconfigured(
@@ -704,7 +746,7 @@ class HttpClient:
                 connector=aiohttp.TCPConnector(
                     limit=self._concurrency_max,
                     keepalive_timeout=KEEPALIVE_S,
-                    resolver=PublicResolver(allow_loopback=self._allow_loopback),
+                    resolver=PublicResolver(allow_loopback=self._allow_loopback, names=self._names),
                     use_dns_cache=False,
                 ),
                 timeout=self._timeout,
@@ -732,6 +774,7 @@ class HttpClient:
             concurrency_max=1,
             call_s=self._call_s,
             clock=self._clock,
+            names=self._names,
         )
         self._siblings.append(sibling)
         return sibling
