@@ -288,7 +288,7 @@ class _Draft:
         """Take one operation of a PATCH."""
         if text:
             path = parse_path(text, self.kind, limits=self.limits)
-            path = self._certain(path, text, value)
+            path = self._certain(path, text, None if op == "remove" else value)
             if op == "remove":
                 self._remove(path, text, value if has_value else None)
             else:
@@ -337,12 +337,10 @@ class _Draft:
         return None if path is None else self._certain(path, key, value)
 
     def _certain(self, path: AttributePath, text: str, value: Any) -> AttributePath:
-        """`urn:x:y` is an extension when it holds an object or is one already, and otherwise the attribute y of `urn:x`."""
-        if (
-            not path.certain
-            and path.where is None
-            and (isinstance(value, dict) or find_key(self.document, text) is not None)
-        ):
+        """`urn:x:y` is an extension when it holds an object or is cleared as one, and otherwise the attribute y of `urn:x`."""
+        if path.certain or path.where is not None:
+            return path
+        if isinstance(value, dict) or (_clears(value) and find_key(self.document, text) is not None):
             return AttributePath(text, "")
         return path
 
@@ -653,9 +651,9 @@ class _Draft:
             return
         sent = _entries(path, rule, value, self.limits)
         self._visit(len(held) + len(sent))
-        known = _KnownEntries(held)
-        gone = [twin for entry in sent if (twin := known.twin(entry)) is not None]
-        self._store_entries(holder, rule.name, _except(held, gone))
+        gone = _KnownEntries(sent)
+        kept = [entry for entry in held if not isinstance(entry, dict) or gone.twin(entry) is None]
+        self._store_entries(holder, rule.name, kept)
 
     # attributes nobody described to us
 
@@ -702,8 +700,8 @@ class _Draft:
 
     def _joined(self, op: Op, name: str, held: Any, value: Any) -> Any:
         """What there shall be of an unknown attribute: objects are merged, additions to a list are appended."""
-        if isinstance(held, dict) and isinstance(value, dict):
-            merged = dict(held)
+        if isinstance(value, dict) and not (op == "add" and isinstance(held, list)):
+            merged = dict(held) if isinstance(held, dict) else {}
             for key, part in value.items():
                 place = find_key(merged, key) or key
                 kept = _stripped(part)
