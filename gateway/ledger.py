@@ -142,7 +142,7 @@ def apply_effects(ledger: Ledger, row: Row, effects: Sequence[Effect], now: floa
         elif isinstance(effect, MakeDirty):
             other = ledger.row(effect.resource)
             if other is not None:
-                make_dirty(other, now)
+                make_dirty(other, now, effect.identity)
                 ledger.save(other)
         elif isinstance(effect, Linked):
             ledger.audit(

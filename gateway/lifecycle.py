@@ -126,7 +126,7 @@ class Row(Struct, kw_only=True):
             return False
         if self.state in WAITING:
             return True
-        return self.dirty and self.state is State.GONE
+        return self.dirty and self.state in (State.GONE, State.DEAD, State.REJECTED)
 
     @property
     def priority(self) -> int:
@@ -186,9 +186,10 @@ class Close(Struct, frozen=True):
 
 
 class MakeDirty(Struct, frozen=True):
-    """Another row's account was touched or claimed: look at it again."""
+    """Another row's account was touched or claimed, perhaps under a name it is not known by: look at it again."""
 
     resource: str
+    identity: str = ""
 
 
 class Linked(Struct, frozen=True):
@@ -291,6 +292,8 @@ def accept(
         row.blocked_on = None
         if hold:
             move(row, State.HELD)
+    elif row.state in DEAD_STATES:
+        move(row, State.DELIVERING)  # only a look is in flight; the wish goes next
     return []
 
 
@@ -310,13 +313,16 @@ def dispatch(row: Row, now: float, others: Others, connector: str) -> list[Effec
     Returns:
         Effects when something was decided; None when the row has to wait (its state and next_at say for what).
     """
+    if row.state in DEAD_STATES:  # refused, but what an earlier delivery did is uncertain: find out, write nothing (R2)
+        return _send(row, _current_wish(row), now, others, connector, read_only=True)
     if row.deleted and _unknown_there(row):
         row.settled_generation = row.generation
         row.acknowledged = row.generation
         row.settled_document = None
+        row.dirty = row.read_back = False
         move(row, State.GONE)
         return [Close(row.generation, "noop")]
-    wish = Wish(row.generation, row.event_id, row.identities, row.document, row.change, row.deleted)
+    wish = _current_wish(row)
     if not row.deleted:
         holders = others.holders(row, row.identities)
         if holders:
@@ -342,6 +348,10 @@ def dispatch(row: Row, now: float, others: Others, connector: str) -> list[Effec
     return _send(row, wish, now, others, connector)
 
 
+def _current_wish(row: Row) -> Wish:
+    return Wish(row.generation, row.event_id, row.identities, row.document, row.change, row.deleted)
+
+
 def _unknown_there(row: Row) -> bool:
     """Nothing of this row can be at the product: never delivered, or every delivery was certainly refused (rule T9)."""
     if row.fence == 0:
@@ -365,7 +375,8 @@ def _send(row: Row, wish: Wish, now: float, others: Others, connector: str, *, r
     row.read_back = row.read_back and not row.ambiguous
     row.ambiguous = row.looked and not row.read_back
     row.dirty = False
-    move(row, State.DELIVERING)
+    if row.state not in DEAD_STATES:
+        move(row, State.DELIVERING)
     own = set() if wish.deleted or read_only else set(wish.identities)
     lookup: set[str] = own
     watch: set[str] = set()
@@ -464,7 +475,10 @@ def _die(row: Row, reason: Reason, outcome: str, generation: int | None = None) 
     row.blocked_on = None
     settled = row.generation if generation is None else generation
     row.settled_generation = max(row.settled_generation, settled)
-    if not row.ambiguous:
+    if row.ambiguous:
+        row.dirty = True
+        row.next_at = row.settled_at + SETTLE_S
+    else:
         _release(row, row.doubts.possible)
         row.doubts.written.clear()
     if row.acknowledged == 0 and row.settled_document is None and row.account_id is None:
@@ -505,14 +519,24 @@ def lose(row: Row, now: float) -> None:
     row.read_back = False
     row.dirty |= row.looked
     row.next_at = now + QUIET_S
-    move(row, State.QUEUED)
+    if row.state in DEAD_STATES:
+        row.dirty = True
+    else:
+        move(row, State.QUEUED)
 
 
-def make_dirty(row: Row, now: float) -> None:
-    """Something was done behind this row's back, or may have been: read before the next write, and do it soon."""
+def make_dirty(row: Row, now: float, identity: str = "") -> None:
+    """Something was done behind this row's back, or may have been: read before the next write, and do it soon.
+
+    Args:
+        identity: a name under which the row's account was seen; the next look asks for it, too.
+    """
     row.dirty = True
+    if identity and identity not in row.settled_identities:
+        row.doubts.remembered.add(identity)
+        row.doubts.possible.add(identity)
     row.read_back = False
-    if row.in_flight is None and row.state in (State.APPLIED, State.GONE):
+    if row.in_flight is None and row.state in (State.APPLIED, State.GONE, State.DEAD, State.REJECTED):
         row.next_at = min(row.next_at, now) if row.next_at else now
         if row.state is State.APPLIED:
             move(row, State.QUEUED)
@@ -555,9 +579,28 @@ def settle(
     row.in_flight = None
     row.body = None
     row.settled_at = row.heard_at = now
+    if row.state in DEAD_STATES:
+        return _resolved(row, outcome, now, others)
     effects = _settle_current(row, outcome, now, others, retry, adopt, jitter, sent)
-    if row.looked and outcome.result is not Result.APPLIED and row.state not in DEAD_STATES:
+    done = outcome.result is Result.APPLIED or row.state is State.GONE or row.state in DEAD_STATES
+    if row.looked and not done:
+        row.dirty = row.ambiguous = True  # doubt is cleared only by the settle of the delivery that carried it (R9)
+    return effects
+
+
+def _resolved(row: Row, outcome: Outcome, now: float, others: Others) -> list[Effect]:
+    """A look at what a refused resource left behind: the refusal stays, its names become certain."""
+    if outcome.result is not Result.SEEN:
         row.dirty = row.ambiguous = True
+        row.attempt += 1
+        row.next_at = now + max(outcome.retry_after_s or 0.0, min(RECHECK_MAX_S, SETTLE_S * 2 ** min(row.attempt, 9)))
+        return [CircuitHit(Circuit.AUTH, outcome.reason)] if outcome.result is Result.MISCONFIGURED else []
+    state = row.state
+    effects = _learn(row, outcome, others)
+    row.ambiguous = False
+    row.doubts.written.clear()
+    row.attempt = 0
+    row.state = state
     return effects
 
 
@@ -588,7 +631,7 @@ def _settle_current(
         case Result.APPLIED:
             return _applied(row, outcome, now, others, sent)
         case Result.FOUND:
-            return _found(row, outcome, now, others, adopt)
+            return _found(row, outcome, now, others, adopt, sent)
         case Result.SEEN:
             return _seen(row, outcome, now, others)
         case Result.REJECTED:
@@ -693,7 +736,7 @@ def _report_sightings(row: Row, outcome: Outcome, others: Others) -> list[Effect
     return [Issue("second_account", row.issue)]
 
 
-def _found(row: Row, outcome: Outcome, now: float, others: Others, adopt: bool) -> list[Effect]:
+def _found(row: Row, outcome: Outcome, now: float, others: Others, adopt: bool, sent: bytes | None) -> list[Effect]:
     """R4: link what was found, if nobody owns it, and send again; a worker never writes on it."""
     effects: list[Effect] = []
     row.ambiguous = True
@@ -702,7 +745,7 @@ def _found(row: Row, outcome: Outcome, now: float, others: Others, adopt: bool) 
     for sighting in outcome.sightings:
         owner = others.owner(row, sighting.account_id)
         if owner is not None:
-            effects.append(MakeDirty(owner.id))
+            effects.append(MakeDirty(owner.id, sighting.identity))
             _release(row, {sighting.identity})
             row.doubts.written.discard(sighting.identity)
             row.doubts.remembered.discard(sighting.identity)
@@ -716,10 +759,9 @@ def _found(row: Row, outcome: Outcome, now: float, others: Others, adopt: bool) 
         row.account_id = sighting.account_id
         move(row, State.QUEUED)
         return [*effects, Linked(sighting.account_id)]
-    if outcome.deleted:
-        row.doubts.possible -= {s.identity for s in outcome.sightings}
-        move(row, State.QUEUED)  # the next delivery no longer looks for these and ends the deletion
-        return effects
+    if outcome.deleted:  # our own accounts are gone; what was found is others', or nobody's and left alone
+        done = msgspec.structs.replace(outcome, result=Result.APPLIED, account_id=None, sightings=())
+        return effects + _applied(row, done, now, others, sent)
     if blocked is not None:
         _block(row, f"account of {blocked.id}", now, _owner_reason(blocked), wait_s=5.0)
         if row.acknowledged == 0 and not blocked.open and not blocked.deleted:
@@ -738,7 +780,14 @@ def _leave(row: Row, sighting: Sighting) -> list[Effect]:
 
 
 def _seen(row: Row, outcome: Outcome, now: float, others: Others) -> list[Effect]:
-    """The result of a read-only delivery: which account is ours, and what it is called (R2)."""
+    """The result of a read-only delivery: which account is ours, and what it is called (R2). Then the wish goes on."""
+    effects = _learn(row, outcome, others)
+    row.next_at = now
+    move(row, State.QUEUED)
+    return effects
+
+
+def _learn(row: Row, outcome: Outcome, others: Others) -> list[Effect]:
     free = [s for s in outcome.sightings if others.owner(row, s.account_id) is None]
     ours = next((s for s in free if s.account_id == row.account_id), None)
     if ours is None and row.account_id is None:
@@ -752,8 +801,6 @@ def _seen(row: Row, outcome: Outcome, now: float, others: Others) -> list[Effect
     row.doubts.remembered |= row.doubts.possible - set(row.settled_identities)
     _release(row, set(row.doubts.possible))
     row.doubts.trail |= before - set(row.settled_identities)
-    row.next_at = now
-    move(row, State.QUEUED)
     return effects
 
 

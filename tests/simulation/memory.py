@@ -1,0 +1,257 @@
+"""The status store in memory, for the simulation: the `Ledger` protocol without SQL.
+
+Rows are copied on the way out and in, so a move that is not saved is lost here as it would be in the database.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from gateway.ledger import Keys, Tally
+from gateway.lifecycle import Doubts, Row, TargetRow, Wish
+from schemas.events import Outcome
+from schemas.states import Change, Result, State
+
+
+def clone(row: Row) -> Row:
+    """A copy that shares nothing mutable."""
+    twin = copy.copy(row)
+    d = row.doubts
+    twin.doubts = (
+        Doubts(set(d.possible), set(d.written), set(d.remembered), set(d.trail), dict(d.strays)) if d else Doubts()
+    )
+    return twin
+
+
+class Memory:
+    """All tables of one gateway cluster."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Row] = {}
+        self.order: dict[str, int] = {}
+        self.keys: dict[str, Keys] = {}
+        self.unique: dict[tuple[str, str, str, str], str] = {}
+        self.held: dict[str, set[str]] = defaultdict(set)
+        self.wished: dict[str, set[str]] = defaultdict(set)
+        self.links: dict[str, str] = {}
+        self.events: dict[str, dict[int, list[Any]]] = defaultdict(dict)
+        self.attempts: dict[str, Outcome] = {}
+        self.recent: list[Outcome] = []
+        self.targets: dict[str, TargetRow] = {}
+        self.known: dict[str, str] = {}
+        self.audits: list[tuple[str, str]] = []
+        self.violations: list[str] = []
+
+
+class MemoryLedger:
+    """One transaction on `Memory`; jobs run alone, so there is nothing to isolate."""
+
+    def __init__(self, memory: Memory, *, identity_order: bool = True) -> None:
+        self.m = memory
+        self.identity_order = identity_order
+
+    # Others
+    def holders(self, row: Row, identities: Iterable[str]) -> list[Row]:
+        if not self.identity_order:
+            return []
+        found = sorted(
+            {r for name in identities for r in self.m.held.get(name, ()) if r != row.id}, key=self.m.order.__getitem__
+        )
+        return [clone(self.m.rows[r]) for r in found]
+
+    def wished(self, row: Row, identity: str) -> bool:
+        return any(r != row.id for r in self.m.wished.get(identity, ()))
+
+    def owner(self, row: Row, account_id: str) -> Row | None:
+        resource = self.m.links.get(account_id)
+        return clone(self.m.rows[resource]) if resource is not None and resource != row.id else None
+
+    def past(self, row: Row) -> Sequence[Wish]:
+        events = self.m.events[row.id]
+        return [events[g][1] for g in range(row.generation - 1, row.settled_generation, -1)]
+
+    # rows
+    def row(self, resource: str) -> Row | None:
+        row = self.m.rows.get(resource)
+        return clone(row) if row is not None else None
+
+    def save(self, row: Row) -> None:
+        m = self.m
+        old = m.rows.get(row.id)
+        if old is not None:
+            for name in old.held():
+                m.held[name].discard(row.id)
+            if not old.deleted:
+                for name in old.identities:
+                    m.wished[name].discard(row.id)
+            if old.account_id and m.links.get(old.account_id) == row.id:
+                del m.links[old.account_id]
+        else:
+            m.order[row.id] = len(m.order)
+        new = clone(row)
+        m.rows[row.id] = new
+        for name in new.held():
+            m.held[name].add(row.id)
+        if not new.deleted:
+            for name in new.identities:
+                m.wished[name].add(row.id)
+        if new.account_id and new.state is not State.GONE:
+            if m.links.get(new.account_id, row.id) != row.id:
+                m.violations.append("one account linked twice (I8)")
+            m.links[new.account_id] = row.id
+        self._check(new, old)
+
+    def _check(self, row: Row, old: Row | None) -> None:
+        """Invariants of a single row, after every step."""
+        v = self.m.violations
+        if old is not None and row.settled_generation < old.settled_generation:
+            v.append("settled generation went back (I4)")
+        if row.state is State.APPLIED and row.settled_generation != row.generation:
+            v.append("applied but not settled (I5)")
+        looking = row.state in (State.DEAD, State.REJECTED)
+        if (row.state is State.DELIVERING) != (row.in_flight is not None) and not looking:
+            v.append("delivering without a delivery, or the other way round (I3)")
+
+    def set_keys(self, row: Row, keys: Keys) -> str | None:
+        m = self.m
+        mine = self.m.keys.get(row.id)
+        for name, value in (("u", keys.user_name), ("x", keys.external_id)):
+            if value is not None:
+                owner = m.unique.get((row.target, row.kind, name, value))
+                if owner is not None and owner != row.id:
+                    return owner
+        if mine is not None:
+            m.unique.pop((row.target, row.kind, "u", mine.user_name or ""), None)
+            m.unique.pop((row.target, row.kind, "x", mine.external_id or ""), None)
+        m.keys[row.id] = keys
+        if keys.user_name is not None:
+            m.unique[row.target, row.kind, "u", keys.user_name] = row.id
+        if keys.external_id is not None:
+            m.unique[row.target, row.kind, "x", keys.external_id] = row.id
+        return None
+
+    # events and attempts
+    def add_event(self, row: Row, *, actor: str) -> None:
+        events = self.m.events[row.id]
+        if row.generation != len(events) + 1:
+            self.m.violations.append("generations have a gap (I2)")
+        wish = Wish(row.generation, row.event_id, row.identities, row.document, row.change, row.deleted)
+        events[row.generation] = [None, wish]
+        if row.settled_generation >= row.generation:  # settled in the very transaction that accepted it
+            events[row.generation][0] = "noop"
+
+    def close_events(self, resource: str, generation: int, outcome: str, now: float) -> None:
+        for g, event in self.m.events[resource].items():
+            if g <= generation and event[0] is None:
+                event[0] = outcome if g == generation else "superseded"
+
+    def record_attempt(self, outcome: Outcome) -> bool:
+        if outcome.id in self.m.attempts:
+            return False
+        self.m.attempts[outcome.id] = outcome
+        self.m.recent.append(outcome)
+        return True
+
+    # dispatcher
+    def in_flight(self, target: str) -> int:
+        return sum(1 for r in self.m.rows.values() if r.in_flight is not None)
+
+    def due(self, target: str, now: float, limit: int) -> Sequence[Row]:
+        rows = [r for r in self.m.rows.values() if r.waiting and r.next_at <= now]
+        rows.sort(key=lambda r: (r.priority, r.next_at, self.m.order[r.id]))
+        return [clone(r) for r in rows[:limit]]
+
+    def targets_due(self, now: float) -> Sequence[str]:
+        return sorted({r.target for r in self.m.rows.values() if r.waiting and r.next_at <= now})
+
+    def unpublished(self, limit: int) -> Sequence[Row]:
+        return [clone(r) for r in self.m.rows.values() if r.in_flight is not None and not r.published][:limit]
+
+    def unheard(self, before: float, limit: int) -> Sequence[Row]:
+        rows = (r for r in self.m.rows.values() if r.in_flight is not None and r.published and r.heard_at < before)
+        return [clone(r) for r in rows][:limit]
+
+    def read_backs(self, now: float, limit: int) -> Sequence[Row]:
+        rows = (r for r in self.m.rows.values() if r.read_back_at is not None and r.read_back_at <= now)
+        return [clone(r) for r in rows][:limit]
+
+    def trails(self, limit: int) -> Sequence[Row]:
+        resting = (r for r in self.m.rows.values() if r.in_flight is None and r.doubts.trail)
+        return [clone(r) for r in resting if any(self.wished(r, name) for name in r.doubts.trail)][:limit]
+
+    def mark_published(self, resource: str, fence: int) -> None:
+        row = self.m.rows.get(resource)
+        if row is not None and row.fence == fence and row.in_flight is not None:
+            row.published = True
+
+    def heard(self, resource: str, fence: int, now: float) -> None:
+        row = self.m.rows.get(resource)
+        if row is not None and row.fence == fence and row.in_flight is not None:
+            row.heard_at = now
+
+    def expect_bus_loss(self, now: float, settled_since: float) -> None:
+        for row in self.m.rows.values():
+            if row.in_flight is not None:
+                row.heard_at = 0.0
+            elif row.state in (State.APPLIED, State.GONE) and row.settled_at > settled_since:
+                row.read_back_at = now + 60.0
+
+    # targets
+    def target(self, name: str) -> TargetRow:
+        return copy.copy(self.m.targets.get(name) or TargetRow(name=name))
+
+    def save_target(self, target: TargetRow) -> None:
+        self.m.targets[target.name] = copy.copy(target)
+
+    def tally(self, target: str, since: float) -> Tally:
+        recent = [o for o in self.m.recent[-200:] if o.ended_at >= since and o.result is not Result.GAVE_UP]
+        failed = [o for o in recent if o.result is Result.RETRY]
+        in_a_row = 0
+        for o in reversed(recent):
+            if o.result is not Result.RETRY:
+                break
+            in_a_row += 1
+        return Tally(len(recent), len(failed), len({o.resource for o in failed}), in_a_row)
+
+    def hasten(self, target: str, now: float) -> None:
+        for row in self.m.rows.values():
+            if row.state is State.RETRYING and not row.ambiguous and row.in_flight is None:
+                row.next_at = min(row.next_at, now)
+
+    def dead_alike(self, target: str, fingerprint: str, since: float) -> tuple[int, int]:
+        tried = {o.resource for o in self.m.recent[-2000:] if o.ended_at >= since}
+        dead = {
+            r.id
+            for r in self.m.rows.values()
+            if r.state is State.DEAD
+            and r.reason is not None
+            and r.reason.fingerprint() == fingerprint
+            and r.settled_at >= since
+        }
+        return len(dead), len(tried)
+
+    def unbury(self, target: str, fingerprint: str, since: float, now: float) -> int:
+        return 0
+
+    def deprovisioned(self, target: str, since: float) -> int:
+        return sum(
+            1
+            for events in self.m.events.values()
+            for event in events.values()
+            if event[1].change in (Change.DELETE, Change.DEACTIVATE)
+        )
+
+    def population(self, target: str) -> int:
+        return sum(1 for r in self.m.rows.values() if not r.deleted)
+
+    def streams(self) -> dict[str, str]:
+        return self.m.known
+
+    def save_stream(self, name: str, created: str) -> None:
+        self.m.known[name] = created
+
+    def audit(self, *, at: float, actor: str, action: str, target: str, subject: str, detail: dict[str, Any]) -> None:
+        self.m.audits.append((action, subject))
