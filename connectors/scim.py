@@ -80,7 +80,7 @@ def supplied_paths(user: User) -> list[str]:
     for name, value in plain.items():
         if isinstance(value, dict):
             paths += [f"{name}.{inner}" for inner, held in value.items() if _carries(held)]
-        elif isinstance(value, list) and name != "roles":
+        elif isinstance(value, (list, tuple)) and name != "roles":
             for entry in value:
                 kind = entry.get("type")
                 at = f'{name}[type eq "{kind}"]' if kind else name
@@ -107,7 +107,7 @@ def ignored_paths(user: User, spec: Spec) -> tuple[str, ...]:
 
 
 def _carries(value: Any) -> bool:
-    return value is not None and value != "" and value != [] and value != {}
+    return value is not None and value not in ("", [], (), {})
 
 
 def literal(value: str) -> str:
