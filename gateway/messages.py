@@ -92,7 +92,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     members_max: int = 10_000
     operations_max: int = 1_000
     entries_max: int = 256
-    entries_visited_max: int = 20_000
+    entries_visited_max: int = 5_000
     string_bytes_max: int = 4_096
     filter_bytes_max: int = 1_024
     filter_depth_max: int = 8
