@@ -105,6 +105,7 @@ def _plural(name: str, *own: AttributeRule, value: AttributeRule | None = None) 
         AttributeRule("display"),
         AttributeRule("type"),
         AttributeRule("primary", "boolean"),
+        AttributeRule("displayName"),  # not in the RFC; Entra's complex roles have it
         *own,
     )
     return AttributeRule(name, "complex", multi=True, sub=sub)
@@ -154,7 +155,7 @@ USER_ATTRIBUTES = _table(
         sub=_table(_MEMBER_ID, _REFERENCE, AttributeRule("display"), AttributeRule("type")),
     ),
     _plural("entitlements"),
-    _plural("roles", AttributeRule("displayName")),
+    _plural("roles"),
     _plural("x509Certificates", value=AttributeRule("value", "binary", exact=True)),
 )
 """RFC 7643 section 4.1, by folded name."""
