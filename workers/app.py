@@ -32,7 +32,7 @@ from schemas.errors import ConfigurationError
 from schemas.logs import logger, register_secret
 from schemas.topology import StreamState, TopologyError
 from workers import control, presence
-from workers.ownership import PULL_S, Link, Pulls, Signals
+from workers.ownership import PULL_S, Link, Pulls, Signals, monotonic_s
 from workers.receiving import REPORT_S, Receiver, before_call
 from workers.targets import Served, rebased
 
@@ -73,6 +73,7 @@ class Worker:
         config: the configuration; `worker` and `nats` and the targets count here.
         base: folder against which relative secret files are resolved.
         targets: names to serve; all that the configuration lets this worker serve when empty.
+        clock: seconds by which ownership is counted, see `workers/ownership.py`.
 
     Attributes:
         id: this process's name in presence and outcomes.
@@ -81,7 +82,14 @@ class Worker:
         serving: set while every served target has a subscriber bound to an existing consumer.
     """
 
-    def __init__(self, config: Configuration, base: Path, targets: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        config: Configuration,
+        base: Path,
+        targets: Sequence[str] = (),
+        *,
+        clock: Callable[[], float] = monotonic_s,
+    ) -> None:
         self.config = config
         self.id = presence.worker_id()
         self.serving = asyncio.Event()
@@ -90,13 +98,15 @@ class Worker:
         self._base = base
         self._wanted = targets or config.worker.targets
         self._log = logger()
-        self._link = Link()
+        self._link = Link(clock)
         self._signals = Signals(self._link)
         self._receiver = Receiver(self._link, self.id)
         self._seen = presence.WorkersSeen(time.monotonic, self._share)
         self._subscribed: dict[str, Subscribed] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
+        self._speak = asyncio.Event()
+        self._gone = asyncio.Event()
         self._stop = asyncio.Event()
         self._declared = False
         self._exit = EXIT_OK
@@ -147,7 +157,10 @@ class Worker:
                     before_call=before_call,
                 )
             except ConfigurationError as exc:
-                self.problems[name] = exc.problems
+                self.problems[name] = tuple(
+                    problem if problem.startswith("targets.") else f"targets.{name}: {exc.source} {problem}"
+                    for problem in exc.problems
+                )
             except Exception as exc:  # a connector's constructor may fail in any way; the other targets go on
                 self.problems[name] = (f"targets.{name}: the connector raised {type(exc).__name__} when it was built",)
         for name, problems in self.problems.items():
@@ -251,11 +264,15 @@ class Worker:
     async def _on_lost(self) -> None:
         self._link.lost()
         self.serving.clear()
-        self._log.warning("nats.lost", running=self._signals.running)
+        gone, self._gone = self._gone, asyncio.Event()
+        gone.set()
+        if not self._stop.is_set():
+            self._log.warning("nats.lost", running=self._signals.running)
 
     async def _on_back(self) -> None:
         self._log.info("nats.back")
         self._wake.set()
+        self._speak.set()
 
     async def _on_closed(self) -> None:
         """The client has given up for good (e.g. its rights were taken away): end, so that whoever watches starts us anew."""
@@ -265,8 +282,18 @@ class Worker:
             self._stop.set()
 
     async def _request(self, subject: str, body: bytes) -> bytes:
+        """Raises: ConnectionError as soon as the connection is lost, because no answer will come any more."""
         assert self._client is not None
-        return bytes((await self._client.request(subject, body, timeout=REQUEST_TIMEOUT_S)).data)
+        gone = asyncio.ensure_future(self._gone.wait())
+        asking = asyncio.ensure_future(self._client.request(subject, body, timeout=REQUEST_TIMEOUT_S))
+        try:
+            await asyncio.wait({asking, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                raise ConnectionError("the connection was lost")
+            return bytes(asking.result().data)
+        finally:
+            gone.cancel()
+            asking.cancel()
 
     # ---- streams, consumers, subscribers
 
@@ -290,8 +317,9 @@ class Worker:
         self._declared = True
         for served in self.served.values():
             await self._look_after_target(broker, served, states[topology.WORK], epoch)
-        if epoch == self._link.epoch:
+        if epoch == self._link.epoch and not self.serving.is_set():
             self.serving.set()
+            self._speak.set()
 
     async def _stream(self, name: str) -> StreamState:
         state = await topology.stream_state(self._request, name) if self._declared else None
@@ -398,15 +426,19 @@ class Worker:
 
     async def _tell(self) -> None:
         """Say who we are, every few seconds, and look who else is there."""
+        await self.serving.wait()  # the bucket is declared by then
         await self._read_presences()
         while True:
+            self._speak.clear()
             self._seen.forget_silent()
             if self._link.up:
                 try:
                     await self._put(presence.encode(self.presence()), {})
                 except _TROUBLE as exc:
                     self._log.warning("presence.unconfirmed", error=type(exc).__name__)
-            await asyncio.sleep(topology.PRESENCE_EVERY_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(topology.PRESENCE_EVERY_S):
+                    await self._speak.wait()
 
     def presence(self) -> presence.Presence:
         """What this worker says about itself."""

@@ -74,6 +74,7 @@ class Report(msgspec.Struct, kw_only=True):
     account_id: str | None = None
     created: bool = False
     sightings: list[Sighting] = msgspec.field(default_factory=list)
+    watched: list[Sighting] = msgspec.field(default_factory=list)
     account_keys: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     wrote: bool = False
@@ -161,6 +162,7 @@ async def deliver(
         deleted=event.deleted,
         looked=ctx.ambiguous,
         sightings=tuple(report.sightings),
+        watched=tuple(report.watched),
         ambiguous=report.ambiguous,
         ignored=report.ignored,
         warnings=tuple(ctx.warnings),
@@ -189,7 +191,7 @@ async def _run(
         report.ignored = steps.ignored(wish)
     owned.check()
     if event.watch:
-        report.sightings += _sightings(await steps.find(None, event.watch, ctx))
+        report.watched += _sightings(await steps.find(None, event.watch, ctx))
         owned.check()
     if event.read_only:
         await _only_look(event, report, ctx, steps)

@@ -255,7 +255,7 @@ class Pulls:
         self._asked_at = 0.0
         self._asked_epoch = _UNKNOWN
         self._news = asyncio.Event()
-        self._closing = False
+        self._closing = asyncio.Event()
         self._refused = False
 
     def verified(self, epoch: int, now_ns: int) -> None:
@@ -292,13 +292,16 @@ class Pulls:
             self._idle.set()
 
     async def close(self) -> None:
-        """Stop asking. A request that is out gets its time to end, so that what it brings is still delivered."""
-        self._closing = True
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PULL_S + PULL_GRACE_S):
-                while self._open and self._link.epoch == self._asked_epoch:
-                    self._news.clear()
-                    await self._news.wait()
+        """Stop asking. What the broker has sent by then is still delivered; it sends nothing to an inbox that is gone."""
+        self._closing.set()
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            with contextlib.suppress(NatsError, OSError, TimeoutError):
+                async with asyncio.timeout(PULL_GRACE_S):
+                    await subscription.drain()
+        self._slots.give_back(self._open)
+        self._open = 0
+        self._news.set()
 
     async def idle(self, wait_s: float) -> bool:
         """Wait until nothing is in our hands; False when the time was up."""
@@ -311,7 +314,7 @@ class Pulls:
 
     async def unsubscribe(self) -> None:
         """Give up the inbox and what was fetched but not begun; the broker delivers that again."""
-        self._closing = True
+        self._closing.set()
         await self._drop_inbox()
         self._arrived.clear()
         waiting = list(self._waiting.values())
@@ -326,7 +329,7 @@ class Pulls:
             self._refused = False
             await asyncio.sleep(RETRY_S)
         if not self._open:
-            if self._closing or not self._link.up or self.needs_verification:
+            if self._closing.is_set() or not self._link.up or self.needs_verification:
                 await asyncio.sleep(RETRY_S)
                 return
             count = await self._slots.take(batch, wait_s=PULL_S)
@@ -353,12 +356,14 @@ class Pulls:
         """Send one pull request for `count` messages; the stamp is taken before it leaves."""
         client = self._link.client
         epoch = self._link.epoch
-        if self._closing or client is None or not client.is_connected or epoch != self._verified_epoch:
+        if self._closing.is_set() or client is None or not client.is_connected or epoch != self._verified_epoch:
             return False
         try:
             if self._subscription is None:
                 self._inbox = client.new_inbox()
                 self._subscription = await client.subscribe(f"{self._inbox}.*", cb=self._receive)
+                if self._closing.is_set():
+                    return False
             self._number += 1
             self._reply = f"{self._inbox}.{self._number}"
             self._open = count

@@ -147,7 +147,8 @@ class Receiver:
         except (msgspec.DecodeError, ValueError) as exc:
             await self._terminate(served, held, exc)
             return
-        if not _fresh(held, pulls, message, delivery, stored_ns):
+        act_before_ms = (message.headers or {}).get(ACT_BEFORE_HEADER, "")
+        if not is_fresh(held, pulls.fresh_from_ns, act_before_ms, delivery, stored_ns):
             reached("W2")
             go = await self._begin(event, delivery)
             if go is None:
@@ -357,18 +358,22 @@ def _event_of(served: Served, message: Msg) -> ProvisioningEvent:
     return event
 
 
-def _fresh(held: Held, pulls: Pulls, message: Msg, delivery: int, stored_ns: int) -> bool:
+def is_fresh(held: Held, since_ns: int, act_before_ms: str, delivery: int, stored_ns: int) -> bool:
     """Whether a delivery may act without asking (delivery rule R6).
 
-    Both times are the broker's, or compared with a bound the gateway wrote for this purpose; none of this worker's own clocks
-    takes part. A message older than the connection or the consumer is not fresh even when its count says so: a broker that
-    crashed may have forgotten that somebody else had it already.
+    All times are the broker's, or compared with a bound the gateway wrote for this purpose; none of this worker's own clocks
+    takes part. A message older than the connection or the consumer is not fresh even when its count says so: a consumer that
+    was made anew counts from one again.
+
+    Args:
+        since_ns: broker time since which connection and consumer have been as they are.
+        act_before_ms: the ACT_BEFORE_HEADER of the message, "" when there is none.
+        stored_ns: when the broker stored the message.
     """
-    act_before_ms = (message.headers or {}).get(ACT_BEFORE_HEADER, "")
     return (
         delivery == 1
         and act_before_ms.isdecimal()
         and stored_ns <= int(act_before_ms) * 1_000_000
-        and stored_ns >= pulls.fresh_from_ns
+        and stored_ns >= since_ns
         and held.ours
     )
