@@ -483,6 +483,8 @@ class HttpClient:
         self._auth = auth
         self._allow_loopback = allow_loopback
         self._before_call = before_call
+        self._rate_limit = rate_limit
+        self._shared_by = 1
         self._pace = Pace(rate_limit, clock=clock) if rate_limit else None
         self._wait_default_s = rate_limit.per_s if rate_limit else None
         self._concurrency_max = concurrency_max
@@ -518,6 +520,18 @@ class HttpClient:
             rate_limit=rate_limit,
             concurrency_max=concurrency_max,
         )
+
+    def share_rate(self, workers: int) -> None:
+        """Keep our part of the product's limit among the workers that serve the target now (A11).
+
+        Safe in any window for as many workers as the product allows calls; with more, only on average.
+        """
+        if self._rate_limit is None or workers == self._shared_by:
+            return
+        self._shared_by = max(1, workers)
+        calls = self._rate_limit.calls // self._shared_by
+        longer = 1.0 if calls else self._shared_by / self._rate_limit.calls
+        self._pace = Pace(RateLimit(calls=max(1, calls), per_s=self._rate_limit.per_s * longer), clock=self._clock)
 
     async def close(self) -> None:
         """Close all connections; the next call would open new ones."""
