@@ -726,7 +726,7 @@ def _report_sightings(row: Row, outcome: Outcome, others: Others) -> list[Effect
     """Accounts nobody owns beside the linked one are for a person to look at; they are never touched."""
     second = [
         s.account_id
-        for s in outcome.sightings
+        for s in (*outcome.sightings, *outcome.watched)
         if s.account_id != outcome.account_id and others.owner(row, s.account_id) is None
     ]
     if not second:
@@ -789,7 +789,7 @@ def _seen(row: Row, outcome: Outcome, now: float, others: Others) -> list[Effect
 
 def _learn(row: Row, outcome: Outcome, others: Others) -> list[Effect]:
     free = [s for s in outcome.sightings if others.owner(row, s.account_id) is None]
-    ours = next((s for s in free if s.account_id == row.account_id), None)
+    ours = next((s for s in (*free, *outcome.watched) if s.account_id == row.account_id), None)
     if ours is None and row.account_id is None:
         ours = next(iter(free), None)
     effects: list[Effect] = []

@@ -161,7 +161,8 @@ class Outcome(Struct, frozen=True, omit_defaults=True, kw_only=True):
         identities: what the wished resource of this event is called at the product.
         account_id: the account this delivery wrote, created or found under the link.
         created: this delivery created `account_id`.
-        sightings: accounts seen while looking (results found, seen, and notes of others).
+        sightings: accounts seen under the event's `lookup` identities.
+        watched: accounts seen under its `watch` identities; reported only, never linked (delivery rule R3).
         ambiguous: the product may have acted although no answer came.
         note: `already` (nothing had to be done), `dropped`, or "".
         ignored: attributes the product cannot hold, by SCIM path.
@@ -185,6 +186,7 @@ class Outcome(Struct, frozen=True, omit_defaults=True, kw_only=True):
     deleted: bool = False
     looked: bool = False
     sightings: tuple[Sighting, ...] = ()
+    watched: tuple[Sighting, ...] = ()
     ambiguous: bool = False
     note: str = ""
     ignored: tuple[str, ...] = ()

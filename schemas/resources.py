@@ -179,7 +179,7 @@ def unwrap_role(role: Any) -> dict[str, Any]:
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             inner = msgspec.json.decode(value)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             return dict(role)
         if isinstance(inner, dict) and inner.get("value") is not None:
             unwrapped = dict(role)
