@@ -315,7 +315,11 @@ class Talkdesk(Connector[Settings, Account]):
         self._seen: dict[str, list[dict[str, Any]]] = {}
 
     def normalize(self, user: User, directory: Directory) -> Account:
-        """T7, T13, T15. Raises NormalizationError naming the attribute and, for roles and teams, the nearest existing name."""
+        """T7, T13, T15. Raises NormalizationError naming the attribute and, for roles and teams, the nearest existing name.
+
+        Names of the settings count without the directory; names that are learned are unknown until it was loaded, which makes
+        the worker load it. Without any source of names the product decides.
+        """
         user_name = user.user_name.strip()
         if not user_name:
             raise _missing("userName")
@@ -476,9 +480,24 @@ class Talkdesk(Connector[Settings, Account]):
         value = extension_value(user, EXTENSION, "rolesString" if kind == "role" else "teamsString")
         if isinstance(value, UnsetType):
             return UNSET
-        catalogue = directory.names(kind)
-        if catalogue:
-            return tuple(resolve_names(kind, value, catalogue))
+        configured = self.settings.roles if kind == "role" else self.settings.teams
+        if configured:
+            return tuple(resolve_names(kind, value, configured))
+        if self.settings.list_endpoints:
+            return tuple(resolve_names(kind, value, directory.names(kind)))
+        if self.settings.harvest:
+            try:
+                return tuple(resolve_names(kind, value, directory.names(kind)))
+            except NormalizationError as exc:
+                if exc.code != f"unknown_{kind}":
+                    raise
+                raise NormalizationError(
+                    f"{exc.message} Names are learned from users here: one that exists but that nobody holds yet belongs into "
+                    f"{kind}s of this target's settings.",
+                    code=exc.code,
+                    attribute=exc.attribute,
+                    names=exc.names,
+                ) from None
         wanted: tuple[str, ...] = tuple(dict.fromkeys(split_names(value)))
         if wanted:
             warnings.append(f"No {kind} names are known for this target, so {TITLE} decides; configure {kind}s.")

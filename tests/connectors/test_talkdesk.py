@@ -213,7 +213,9 @@ def users(emulator: TalkdeskEmulator) -> list[dict[str, Any]]:
 
 
 def wish(connector: Talkdesk, extension: dict[str, Any] | None = None, **document: Any) -> Account:
-    return connector.normalize(a_user(extension, **document), KNOWN)
+    """A normalized account of a target that knows all names of the account."""
+    resolving = offline(roles=tuple(name for name in ROLES if isinstance(name, str)), teams=tuple(TEAMS))
+    return resolving.normalize(a_user(extension, **document), Names())
 
 
 async def test_a_user_is_created_with_the_accounts_exact_names(emulator: Any, token: Path) -> None:
@@ -284,8 +286,25 @@ def offline(**options: Any) -> Talkdesk:
     return Talkdesk(Settings(token=Secret(env="T"), **options), registry.CallsNobody())
 
 
-def test_without_any_known_names_the_product_decides() -> None:
-    """1.3: an empty directory means that nothing is known, which must not refuse every user."""
+def test_configured_names_count_before_any_directory_was_loaded() -> None:
+    """1.3: the configured list is authoritative, also for the first user after a start."""
+    account = offline(roles=("Team Lead",)).normalize(a_user({"rolesString": "team lead"}), Names())
+    assert account.roles == ("Team Lead",)
+
+
+@pytest.mark.parametrize("source", ["harvest", "list_endpoints"])
+def test_learned_names_are_unknown_until_the_directory_is_there(source: str) -> None:
+    """1.3: a miss makes the worker load the catalogue once; after that it is final."""
+    connector = offline(**{source: True})
+    with pytest.raises(NormalizationError) as refused:
+        connector.normalize(a_user({"rolesString": "team lead"}), Names())
+    assert (refused.value.code, refused.value.names) == ("unknown_role", ("team lead",))
+    assert ("settings" in str(refused.value)) is (source == "harvest")
+    assert connector.normalize(a_user({"rolesString": "team lead"}), KNOWN).roles == ("Team Lead",)
+
+
+def test_without_any_source_of_names_the_product_decides() -> None:
+    """1.3: a target that knows no names must not refuse every user."""
     account = offline().normalize(a_user({"rolesString": "Wizard; wizard ;Wizard"}), Names())
     assert account.roles == ("Wizard", "wizard")
     assert any("No role names are known" in warning for warning in account.warnings)
