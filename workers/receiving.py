@@ -214,6 +214,7 @@ class Receiver:
             result=Result.RETRY,
             account_id=event.account_id,
             deleted=event.deleted,
+            identities=event.identities,
             looked=ctx.ambiguous,
             ambiguous=True,
             reason=reason,
