@@ -1,0 +1,218 @@
+"""What `provgate check` looks at before anything is started: the file, the products, NATS, the store, the keys.
+
+Nothing is changed by a check: no table is made, no key, no stream. What the connectors say comes from a worker's own check in a
+process of its own, because the gateway knows no connector.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from schemas.config import Configuration, Secret, load
+from schemas.errors import ConfigurationError
+
+TARGET_WAIT_S = 45.0
+"""Longest check of one target, its process's start included."""
+CHECKS_AT_ONCE = 2
+NATS_WAIT_S = 3.0
+INFO_BYTES_MAX = 64 * 1024
+KEY_WARN_DAYS = 30
+FINDING_CHARS_MAX = 1_000
+NATS_PORT = 4222
+
+_LINE = re.compile(r"(ok|warning|error)\s+(\S+): (.*)")
+_RANK = {"error": 0, "warning": 1, "ok": 2}
+
+Level = Literal["ok", "warning", "error"]
+
+
+class Finding(Struct, frozen=True):
+    """One thing that was looked at. `where`: a setting's path or a part, e.g. `targets.sofa`, `nats`."""
+
+    level: Level
+    where: str
+    message: str
+    remedy: str = ""
+
+
+def run_checks(path: Path) -> list[Finding]:
+    """Everything that can be known before the start, worst first within each part. Never raises."""
+    try:
+        config = load(path)
+    except ConfigurationError as exc:
+        return [_of_problem(exc.source, problem) for problem in exc.problems]
+    base = path.resolve().parent
+    targets = sorted(name for name, settings in config.targets.items() if settings.enabled)
+    found = [Finding("ok", path.name, f"read; {len(targets)} of {len(config.targets)} targets are enabled")]
+    if not config.targets:
+        found.append(Finding("warning", "targets", "no target is configured", "Add a [targets.<name>] section."))
+    found += _operator_token(config, base)
+    found += _nats(config)
+    with ThreadPoolExecutor(CHECKS_AT_ONCE) as pool:
+        for findings in pool.map(lambda name: _target(path, name), targets):
+            found += sorted(findings, key=lambda finding: _RANK[finding.level])
+    return found + _store(config, base, targets)
+
+
+def _of_problem(source: str, problem: str) -> Finding:
+    where, colon, message = problem.partition(": ")
+    return Finding("error", where, message) if colon else Finding("error", source, problem)
+
+
+def revealed(secret: Secret, base: Path) -> str:
+    """A secret, with a relative file found beside the configuration file.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+    """
+    return (Secret(file=str(base / secret.file)) if secret.file is not None else secret).reveal()
+
+
+def _operator_token(config: Configuration, base: Path) -> Iterable[Finding]:
+    if config.gateway.operator_token is None:
+        return
+    try:
+        revealed(config.gateway.operator_token, base)
+    except ConfigurationError as exc:
+        yield Finding("error", "gateway.operator_token", f"{exc.source} {exc.problems[0]}")
+
+
+# ---- NATS
+
+
+def _nats(config: Configuration) -> list[Finding]:
+    urls = [url.strip() for url in config.nats.url.split(",") if url.strip()]
+    return [_nats_server(config, url) for url in urls] or [Finding("error", "nats.url", "is empty")]
+
+
+def _nats_server(config: Configuration, url: str) -> Finding:
+    try:
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
+        host, port = parts.hostname or "", parts.port or NATS_PORT
+    except ValueError:
+        return Finding("error", "nats.url", "is no address; it looks like nats://127.0.0.1:4222")
+    where = f"{host}:{port}"
+    try:
+        with socket.create_connection((host, port), timeout=NATS_WAIT_S) as talk, talk.makefile("rb") as lines:
+            line = lines.readline(INFO_BYTES_MAX)
+    except OSError as exc:
+        if config.nats.manage:
+            return Finding("ok", "nats", f"{where} is not running; `provgate up` starts it")
+        why = exc.strerror or type(exc).__name__
+        return Finding(
+            "error", "nats", f"{where} cannot be reached ({why})", "Start nats-server, or set nats.manage = true."
+        )
+    try:
+        said = json.loads(line.removeprefix(b"INFO "))
+        version, jetstream, wants = str(said["version"]), bool(said.get("jetstream")), bool(said.get("auth_required"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Finding("error", "nats", f"what answers at {where} is no nats-server")
+    if not jetstream:
+        return Finding("error", "nats", f"{where} runs without JetStream", "Start nats-server with -js.")
+    if wants and config.nats.credentials is None and not (parts.username or parts.password):
+        return Finding("error", "nats", f"{where} wants credentials", "Set nats.credentials.")
+    return Finding("ok", "nats", f"{where} runs nats-server {version} with JetStream")
+
+
+# ---- targets, by a worker's own check
+
+
+def _target(config: Path, name: str) -> list[Finding]:
+    where = f"targets.{name}"
+    command = [sys.executable, "-m", "workers", "--config", str(config), "--check", name]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=TARGET_WAIT_S, check=False)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        return [Finding("error", where, f"the check took longer than {TARGET_WAIT_S:.0f} s")]
+    found = [
+        Finding(_level(level), where, _cut(message) or code)
+        for level, code, message in (match.groups() for match in map(_LINE.match, ended.stdout.splitlines()) if match)
+    ]
+    if found:
+        return found
+    problems = [line.strip() for line in ended.stderr.splitlines() if line.startswith("  ") and ": " in line]
+    if problems:
+        return [_of_problem(where, _cut(problem)) for problem in problems]
+    said = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), "it said nothing")
+    return [Finding("ok" if ended.returncode == 0 else "error", where, f"the worker's check ended: {_cut(said)}")]
+
+
+def _level(text: str) -> Level:
+    return "error" if text == "error" else "warning" if text == "warning" else "ok"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= FINDING_CHARS_MAX else text[: FINDING_CHARS_MAX - 1] + "…"
+
+
+# ---- store and keys
+
+
+def _store(config: Configuration, base: Path, targets: Sequence[str]) -> list[Finding]:
+    if config.store.url is None:
+        path = base / config.store.path
+        if not path.exists():
+            if path.parent.is_dir():
+                return [Finding("ok", "store", f"{path.name} is made at the first start")]
+            return [
+                Finding("error", "store.path", f"there is no folder {path.parent}", "Make it, or correct the path.")
+            ]
+        location = str(path)
+    else:
+        try:
+            location = revealed(config.store.url, base)
+        except ConfigurationError as exc:
+            return [Finding("error", "store.url", f"{exc.source} {exc.problems[0]}")]
+    import sqlalchemy as sa  # half a second that only this part needs
+
+    from gateway.databases import check_durability, engine_of
+    from gateway.writer import StoreError
+
+    try:
+        engine = engine_of(location)
+        try:
+            check_durability(engine)
+            with engine.connect() as connection:
+                if not sa.inspect(connection).has_table("access_key"):
+                    return [
+                        Finding("ok", "store", f"{engine.dialect.name} answers; its tables are made at the first start")
+                    ]
+                ends = connection.execute(
+                    sa.text("SELECT target, max(expires_at) FROM access_key WHERE revoked_at IS NULL GROUP BY target")
+                ).all()
+        finally:
+            engine.dispose()
+    except StoreError as exc:
+        return [Finding("error", "store", str(exc))]
+    except sa.exc.SQLAlchemyError as exc:
+        # the driver's own text may repeat the address with its password
+        return [Finding("error", "store", f"the database cannot be used ({type(exc).__name__})")]
+    known = {str(target): float(at) for target, at in ends}
+    return [Finding("ok", "store", f"{engine.dialect.name} answers"), *_keys(known, targets, time.time())]
+
+
+def _keys(ends: dict[str, float], targets: Sequence[str], now: float) -> list[Finding]:
+    found = []
+    for name in targets:
+        at = ends.get(name)
+        remedy = f"provgate key new {name}"
+        if at is None:
+            found.append(Finding("warning", f"targets.{name}", "has no key, so Entra cannot write", remedy))
+        elif at <= now:
+            found.append(Finding("error", f"targets.{name}", "its last key has ended, so Entra cannot write", remedy))
+        elif at - now < KEY_WARN_DAYS * 86_400:
+            days = int((at - now) // 86_400)
+            found.append(Finding("warning", f"targets.{name}", f"its last key ends in {days} days", remedy))
+    return found

@@ -1,0 +1,833 @@
+"""The command `provgate`: everything an operator does, over the operators' API, and the ways to start the processes.
+
+Exit codes: 0 fine; 1 the answer is "not fine"; 2 used or configured wrongly; 3 the gateway cannot be reached; 4 refused.
+
+Each command imports what it needs when it runs; help needs nothing but the parser.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+if TYPE_CHECKING:
+    from http.client import HTTPConnection, HTTPResponse
+
+FINE, NOT_FINE, WRONG_USE, UNREACHABLE, REFUSED = 0, 1, 2, 3, 4
+
+URL_VARIABLE = "PROVGATE_OPERATOR_URL"
+TOKEN_VARIABLE = "PROVGATE_OPERATOR_TOKEN"  # noqa: S105 the name of a variable
+ACCESS_FILE = "operator.json"
+DATA_FOLDER = "provgate-data"
+CONFIG_FILE = "provgate.toml"
+
+CALL_WAIT_S = 30.0
+STREAM_SILENCE_MAX_S = 60.0
+"""The API sends a sign of life more often than this; a stream that is silent for longer is dead."""
+ANSWER_BYTES_MAX = 32 * 1024 * 1024
+PAGE_MAX = 500
+BATCH_MAX = 100
+"""Changes moved by one call; more than one call shows a progress bar."""
+BULK_MAX = 100_000
+SKIPPED_SHOWN_MAX = 20
+REASON_ABOVE = 100
+"""Moving more than this at once needs a reason in words (security requirement S13)."""
+
+
+class Failure(Exception):
+    """The command ends here: a sentence for standard error, and an exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+
+
+# ---- options every operator command has
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """Where the gateway is and how answers are printed."""
+
+    url: Annotated[str | None, Parameter(help=f"Address of the operators' API; also {URL_VARIABLE}.")] = None
+    token: Annotated[str | None, Parameter(help=f"Operator token; better in {TOKEN_VARIABLE} or a file.")] = None
+    data: Annotated[Path | None, Parameter(help=f"Folder of a running gateway that holds {ACCESS_FILE}.")] = None
+    config: Annotated[Path | None, Parameter(help=f"Configuration file; {ACCESS_FILE} is looked for beside it.")] = None
+    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Answer in JSON, for machines.")] = False
+
+
+HERE = Access()
+
+_app = App(
+    name="provgate",
+    help="Provisioning gateway: SCIM from Microsoft Entra ID in, events on NATS, accounts at your products.",
+    help_format="plaintext",
+    help_epilogue=(
+        "Start here: provgate demo (everything on this machine, with emulated products), provgate status.\n"
+        "Exit codes: 0 fine, 1 not fine, 2 used or configured wrongly, 3 gateway not reachable, 4 token refused."
+    ),
+    version=lambda: importlib.import_module("importlib.metadata").version("provgate"),
+    result_action="return_value",
+    exit_on_error=False,
+    print_error=False,
+)
+
+
+def _group(name: str, help_text: str) -> App:
+    group = App(name=name, help=help_text)
+    _app.command(group)
+    return group
+
+
+_events = _group("events", "The live stream of events and outcomes.")
+_dead = _group("dead", "Dead letters: list, look at, send again, give up.")
+_held = _group("held", "Changes that a safety brake holds back: list, approve.")
+_user = _group("user", "One person: what was asked, what became of it, what comes next.")
+_key = _group("key", "Access keys for Entra: make, list, revoke.")
+_target = _group("target", "Targets: list, look at, pause, resume, probe.")
+
+
+# ---- status and live events
+
+
+@_app.command(
+    help_epilogue="Examples:\n  provgate status\n  provgate status talkdesk-eu --json\n  provgate status --exit-code"
+)
+def status(
+    target: Annotated[str | None, Parameter(help="Only this target.")] = None,
+    /,
+    *,
+    exit_code: Annotated[bool, Parameter(negative=(), help="End with 1 when something is wrong.")] = False,
+    access: Access = HERE,
+) -> int:
+    """Say in one sentence what is wrong, then how each target is, and what waits and why."""
+    answer = Api(access).get("/status", target=target)
+    _show(access, answer, lambda terminal: terminal.status(answer))
+    return NOT_FINE if exit_code and not answer["fine"] else FINE
+
+
+@_events.command(help_epilogue="Examples:\n  provgate events tail\n  provgate events tail --target talkdesk-eu --json")
+def tail(
+    *,
+    target: Annotated[str | None, Parameter(help="Only this target.")] = None,
+    count: Annotated[int | None, Parameter(help="End after so many; without it, with Ctrl-C.")] = None,
+    access: Access = HERE,
+) -> int:
+    """Follow events and outcomes as they happen: ids and names of attributes, never values."""
+    out = None if access.as_json else _terminal()
+    for seen, event in enumerate(Api(access).stream("/events/stream", target=target), start=1):
+        if out is None:
+            print(json.dumps(event, ensure_ascii=False), flush=True)
+        else:
+            out.console().print(out.live_line(event), soft_wrap=True)
+        if count is not None and seen >= count:
+            break
+    return FINE
+
+
+# ---- dead letters and held changes
+
+
+@_dead.command(name="list", help_epilogue="Examples:\n  provgate dead list\n  provgate dead list --cause unknown_role")
+def dead_list(
+    *,
+    target: Annotated[str | None, Parameter(help="Only this target.")] = None,
+    cause: Annotated[str | None, Parameter(help="Only this cause; shows the dead letters one by one.")] = None,
+    limit: Annotated[int, Parameter(help=f"How many to list, at most {PAGE_MAX}.")] = 100,
+    access: Access = HERE,
+) -> int:
+    """Dead letters, grouped by cause, with what to do about each."""
+    answer = Api(access).get("/dead", target=target, cause=cause, limit=limit)
+    _show_stuck(access, answer, cause, "dead letter", "No dead letters.")
+    return FINE
+
+
+@_dead.command(name="show", help_epilogue="Example:\n  provgate dead show 2819c223-7f76-453a-919d-413861904646")
+def dead_show(id_: Annotated[str, Parameter(help="Id of the resource.")], /, *, access: Access = HERE) -> int:
+    """One dead letter: both halves, every attempt, and why."""
+    answer = Api(access).get(f"/resources/{_segment(id_)}")
+    _show(access, answer, lambda terminal: terminal.resource(answer, answer["at"]))
+    return FINE
+
+
+@_dead.command(
+    help_epilogue="Examples:\n  provgate dead redrive 2819c223-7f76-453a-919d-413861904646\n"
+    "  provgate dead redrive --cause unknown_role --rate 5/s\n  provgate dead redrive --all --target sofa --dry-run"
+)
+def redrive(
+    *ids: Annotated[str, Parameter(help="Ids of resources.")],
+    cause: Annotated[
+        str | None, Parameter(help="All of this cause, as `dead list` prints it, or its first word.")
+    ] = None,
+    everything: Annotated[bool, Parameter(name="--all", negative=(), help="All; together with --target.")] = False,
+    target: Annotated[str | None, Parameter(help="Only this target.")] = None,
+    rate: Annotated[str | None, Parameter(help="At most so many a second, e.g. 5/s.")] = None,
+    dry_run: Annotated[bool, Parameter(negative=(), help="Only say what would be sent again.")] = False,
+    reason: Annotated[str, Parameter(help=f"Why, for the record; required above {REASON_ABOVE}.")] = "",
+    access: Access = HERE,
+) -> int:
+    """Send dead letters again, as a new generation of what Entra asked last."""
+    api = Api(access)
+    if everything and target is None:
+        raise Failure("--all needs --target: name the target whose dead letters are to be sent again", WRONG_USE)
+    chosen = _chosen(api, "/dead", ids, cause=cause, everything=everything, target=target)
+    return _move_all(
+        api, "/dead/redrive", chosen, rate=rate, dry_run=dry_run, reason=reason, did="sent again", what="dead letter"
+    )
+
+
+@_dead.command(
+    help_epilogue='Example:\n  provgate dead discard 2819c223-7f76-453a-919d-413861904646 --reason "left the company"'
+)
+def discard(
+    *ids: Annotated[str, Parameter(help="Ids of resources.")],
+    reason: Annotated[str, Parameter(help="Why, for the record.")],
+    access: Access = HERE,
+) -> int:
+    """Give dead letters up: what SCIM shows stays the last confirmed state until Entra writes again."""
+    if not reason.strip():
+        raise Failure("--reason must say why", WRONG_USE)
+    if not ids:
+        raise Failure("name the resources to give up; see: provgate dead list", WRONG_USE)
+    return _move_all(Api(access), "/dead/discard", _these(ids), reason=reason, did="given up", what="dead letter")
+
+
+@_held.command(name="list", help_epilogue="Example:\n  provgate held list --target talkdesk-eu")
+def held_list(
+    *,
+    target: Annotated[str | None, Parameter(help="Only this target.")] = None,
+    cause: Annotated[str | None, Parameter(help="Only this kind of change; shows them one by one.")] = None,
+    limit: Annotated[int, Parameter(help=f"How many to list, at most {PAGE_MAX}.")] = 100,
+    access: Access = HERE,
+) -> int:
+    """Changes that wait for your approval because there were unusually many deletions or deactivations."""
+    answer = Api(access).get("/held", target=target, cause=cause, limit=limit)
+    _show_stuck(access, answer, cause, "held change", "Nothing is held.")
+    return FINE
+
+
+@_held.command(
+    help_epilogue="Examples:\n  provgate held approve 2819c223-7f76-453a-919d-413861904646\n"
+    '  provgate held approve --target talkdesk-eu --reason "announced by HR" --rate 2/s'
+)
+def approve(
+    *ids: Annotated[str, Parameter(help="Ids of resources.")],
+    target: Annotated[str | None, Parameter(help="Everything held of this target.")] = None,
+    rate: Annotated[str | None, Parameter(help="At most so many a second, e.g. 5/s.")] = None,
+    dry_run: Annotated[bool, Parameter(negative=(), help="Only say what would be let go.")] = False,
+    reason: Annotated[str, Parameter(help=f"Why, for the record; required above {REASON_ABOVE}.")] = "",
+    access: Access = HERE,
+) -> int:
+    """Let held changes go on."""
+    api = Api(access)
+    chosen = _chosen(api, "/held", ids, cause=None, everything=target is not None, target=target)
+    return _move_all(
+        api, "/held/approve", chosen, rate=rate, dry_run=dry_run, reason=reason, did="approved", what="held change"
+    )
+
+
+# ---- one person
+
+
+@_user.command(
+    name="show",
+    help_epilogue="Examples:\n  provgate user show ada@contoso.example\n"
+    "  provgate user show 2819c223-7f76-453a-919d-413861904646 --show-values",
+)
+def user_show(
+    who: Annotated[str, Parameter(help="Any id: resource id, userName, externalId, or the account's id.")],
+    /,
+    *,
+    target: Annotated[str | None, Parameter(help="Only at this target.")] = None,
+    show_values: Annotated[bool, Parameter(negative=(), help="Do not mask values; this is recorded.")] = False,
+    reason: Annotated[str, Parameter(help="Why values are shown, for the record.")] = "",
+    access: Access = HERE,
+) -> int:
+    """What was asked, what became of it, every attempt, and what comes next."""
+    body = {"who": who, "target": target, "show_values": show_values, "reason": reason}
+    answer = Api(access).post("/resources/find", body)
+    if not answer["found"]:
+        if access.as_json:
+            print(json.dumps(answer, ensure_ascii=False))
+        else:
+            print("Nobody is known by that id. Spelled fully? Ids, userName, externalId and account ids are found.")
+        return NOT_FINE
+
+    def render(terminal: Any) -> Any:
+        return terminal.several([terminal.resource(view, answer["at"]) for view in answer["found"]])
+
+    _show(access, answer, render)
+    return FINE
+
+
+# ---- keys and targets
+
+
+@_key.command(help_epilogue='Example:\n  provgate key new talkdesk-eu --days 365 --label "Entra, production"')
+def new(
+    target: Annotated[str, Parameter(help="Name of the target.")],
+    /,
+    *,
+    days: Annotated[int, Parameter(help="How long it lives, 90 to 730 days.")] = 365,
+    label: Annotated[str, Parameter(help="What you call it.")] = "",
+    access: Access = HERE,
+) -> int:
+    """Make a key for Entra. It is shown this once; two may live at a time, so that one can be replaced without a gap."""
+    answer = Api(access).post("/keys", {"target": target, "days": days, "label": label})
+    _show(access, answer, lambda terminal: terminal.new_key(answer))
+    return FINE
+
+
+@_key.command(name="list", help_epilogue="Example:\n  provgate key list talkdesk-eu")
+def key_list(
+    target: Annotated[str | None, Parameter(help="Only this target.")] = None, /, *, access: Access = HERE
+) -> int:
+    """The keys, when they end and when they were last used."""
+    answer = Api(access).get("/keys", target=target)
+    _show(access, answer, lambda terminal: terminal.keys(answer, answer["at"]))
+    return FINE
+
+
+@_key.command(help_epilogue="Example:\n  provgate key revoke 4fGh2kQ9aB")
+def revoke(
+    id_: Annotated[str, Parameter(help="Id of the key, see: provgate key list")],
+    /,
+    *,
+    reason: Annotated[str, Parameter(help="Why, for the record.")] = "",
+    access: Access = HERE,
+) -> int:
+    """End a key now; it opens nothing any more within seconds."""
+    answer = Api(access).post(f"/keys/{_segment(id_)}/revoke", {"reason": reason})
+    _say(access, answer, f"Key {answer['id']} of {answer['target']} is revoked.")
+    return FINE
+
+
+@_target.command(name="list", help_epilogue="Example:\n  provgate target list")
+def target_list(*, access: Access = HERE) -> int:
+    """All targets with their state."""
+    answer = Api(access).get("/targets")
+    _show(access, answer, lambda terminal: terminal.target_lines(answer["targets"], answer["at"]))
+    return FINE
+
+
+@_target.command(name="show", help_epilogue="Example:\n  provgate target show talkdesk-eu")
+def target_show(name: Annotated[str, Parameter(help="Name of the target.")], /, *, access: Access = HERE) -> int:
+    """One target: workers, circuit, counts, keys, what waits."""
+    answer = Api(access).get(f"/targets/{_segment(name)}")
+    _show(access, answer, lambda terminal: terminal.target(answer["target"], answer["at"]))
+    return FINE
+
+
+@_target.command(help_epilogue='Example:\n  provgate target pause talkdesk-eu --reason "maintenance at the product"')
+def pause(
+    name: Annotated[str, Parameter(help="Name of the target.")],
+    /,
+    *,
+    reason: Annotated[str, Parameter(help="Why; shown in the status.")],
+    access: Access = HERE,
+) -> int:
+    """Send nothing to a target until it is resumed. Entra is still answered; changes wait."""
+    if not reason.strip():
+        raise Failure("--reason must say why", WRONG_USE)
+    answer = Api(access).post(f"/targets/{_segment(name)}/pause", {"reason": reason})
+    _say(access, answer, f"{name} is paused. Changes wait and are not lost. Go on with: provgate target resume {name}")
+    return FINE
+
+
+@_target.command(help_epilogue="Example:\n  provgate target resume talkdesk-eu")
+def resume(
+    name: Annotated[str, Parameter(help="Name of the target.")],
+    /,
+    *,
+    reason: Annotated[str, Parameter(help="Why, for the record.")] = "",
+    access: Access = HERE,
+) -> int:
+    """Go on sending to a paused target."""
+    answer = Api(access).post(f"/targets/{_segment(name)}/resume", {"reason": reason})
+    _say(access, answer, f"{name} goes on." if answer["changed"] else f"{name} was not paused.")
+    return FINE
+
+
+@_target.command(help_epilogue="Example:\n  provgate target probe talkdesk-eu")
+def probe(name: Annotated[str, Parameter(help="Name of the target.")], /, *, access: Access = HERE) -> int:
+    """Ask a worker to check the product now, and try again at once when its circuit is open."""
+    answer = Api(access).post(f"/targets/{_segment(name)}/probe", {})
+    _say(access, answer, f"{name}: {answer['message']}")
+    return FINE if answer["ok"] else NOT_FINE
+
+
+# ---- checking
+
+
+@_app.command(help_epilogue="Examples:\n  provgate check\n  provgate check --config /etc/provgate/provgate.toml --json")
+def check(
+    *,
+    config: Annotated[Path, Parameter(help="The configuration file.")] = Path(CONFIG_FILE),
+    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Answer in JSON, for machines.")] = False,
+) -> int:
+    """Check everything before it is needed: the file, the products' settings and credentials, NATS, the store, the keys."""
+    from msgspec.structs import asdict
+
+    from gateway.checks import run_checks
+
+    found = [asdict(finding) for finding in run_checks(config)]
+    errors = sum(finding["level"] == "error" for finding in found)
+    if as_json:
+        print(json.dumps({"ok": not errors, "findings": found}, ensure_ascii=False))
+    else:
+        terminal = _terminal()
+        out = terminal.console()
+        out.print(terminal.findings(found))
+        out.print(f"\n{terminal.counted(errors, 'error')}." if errors else "\nNothing is wrong.")
+    return NOT_FINE if errors else FINE
+
+
+# ---- the processes
+#
+# One console script starts them all, although the gateway may import neither the workers nor what deploys them: hence by name,
+# and only when such a command runs.
+
+
+@_app.command(help_epilogue="Example:\n  provgate up --config provgate.toml")
+def up(*, config: Annotated[Path, Parameter(help="The configuration file.")] = Path(CONFIG_FILE)) -> int:
+    """Run everything on this machine: gateway, workers and, when the file says so, a nats-server. Ends with Ctrl-C."""
+    return _started(importlib.import_module("deploy.local").up(config=_existing(config)))
+
+
+@_app.command(
+    help_epilogue="Examples:\n  provgate demo\n  provgate demo --port 9000 --data ./demo --ready-file ready.json --no-cycle"
+)
+def demo(
+    *,
+    port: Annotated[int, Parameter(help="Port of the Tenant URLs; 0 takes a free one.")] = 8080,
+    data: Annotated[Path | None, Parameter(help="Folder for the data; a temporary one without it.")] = None,
+    ready_file: Annotated[Path | None, Parameter(help="Written as JSON when everything answers.")] = None,
+    cycle: Annotated[bool, Parameter(help="Run a provisioning cycle of the emulated Entra.")] = True,
+) -> int:
+    """Run everything with emulated products and an emulated Entra. Ends with Ctrl-C."""
+    run = importlib.import_module("deploy.demo").demo
+    return _started(run(port=port, data=data, ready_file=ready_file, cycle=cycle))
+
+
+@_app.command(help_epilogue="Example:\n  provgate gateway --config provgate.toml")
+def gateway(*, config: Annotated[Path, Parameter(help="The configuration file.")] = Path(CONFIG_FILE)) -> int:
+    """Run a gateway: SCIM for Entra, the store, the dispatcher, the operators' API."""
+    return _started(importlib.import_module("gateway.__main__").run(config=_existing(config)))
+
+
+@_app.command(
+    help_epilogue="Examples:\n  provgate worker\n  provgate worker --config provgate.toml --target talkdesk-eu"
+)
+def worker(
+    *,
+    config: Annotated[Path, Parameter(help="The configuration file.")] = Path(CONFIG_FILE),
+    target: Annotated[tuple[str, ...], Parameter(negative=(), help="Serve only this; may be repeated.")] = (),
+) -> int:
+    """Run a worker: it applies events to the products it serves."""
+    # in place of this process: signals go to the worker itself, and nothing of the gateway stays in its memory
+    os.execv(sys.executable, [sys.executable, "-m", "workers", "--config", str(_existing(config)), *target])  # noqa: S606
+
+
+def _existing(config: Path) -> Path:
+    if not config.is_file():
+        raise Failure(f"{config} is no file; name the configuration file with --config", WRONG_USE)
+    return config
+
+
+def _started(result: Any) -> int:
+    return result if isinstance(result, int) else FINE
+
+
+# ---- choosing and moving many
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The resources a command is about: how many there are, and their ids page by page.
+
+    The next page is asked for when the one before was moved; what was on a page once never comes again, so a resource that fails
+    again meanwhile is not moved twice.
+    """
+
+    total: int
+    pages: Iterator[Sequence[str]]
+
+
+def _chosen(
+    api: Api, path: str, ids: Sequence[str], *, cause: str | None, everything: bool, target: str | None
+) -> Choice:
+    if ids:
+        if cause or everything:
+            raise Failure("name either ids or a selection (--cause, --all, --target), not both", WRONG_USE)
+        return _these(ids)
+    if not cause and not everything:
+        raise Failure("say which: ids, --cause, or --target", WRONG_USE)
+    first = api.get(path, target=target, cause=cause, limit=PAGE_MAX)
+
+    def pages() -> Iterator[Sequence[str]]:
+        seen: set[str] = set()
+        page = first
+        while len(seen) < BULK_MAX:
+            fresh = [item["id"] for item in page["items"] if item["id"] not in seen]
+            if not fresh:
+                return
+            seen.update(fresh)
+            yield fresh
+            page = api.get(path, target=target, cause=cause, limit=PAGE_MAX)
+
+    return Choice(first["total"], pages())
+
+
+def _these(ids: Sequence[str]) -> Choice:
+    unique = list(dict.fromkeys(ids))
+    return Choice(len(unique), iter([unique]))
+
+
+def _move_all(
+    api: Api,
+    path: str,
+    chosen: Choice,
+    *,
+    reason: str,
+    did: str,
+    what: str,
+    rate: str | None = None,
+    dry_run: bool = False,
+) -> int:
+    """Move resources in batches, at most `rate` a second; not all moved = the answer is "not fine"."""
+    per_s = _rate(rate)
+    if dry_run:
+        ids = list(next(chosen.pages, ()))
+        text = f"{_count(chosen.total, what)} would be {did}."
+        _say(api.access, {"dry_run": True, "total": chosen.total, "ids": ids}, text)
+        return FINE
+    if chosen.total > REASON_ABOVE and not reason.strip():
+        raise Failure(f"{chosen.total} at once need a reason, for the record: --reason TEXT", WRONG_USE)
+    done: list[str] = []
+    skipped: list[dict[str, str]] = []
+    size = BATCH_MAX if per_s is None else max(1, min(BATCH_MAX, math.floor(per_s)))
+    with _progress(api.access, chosen.total, size) as advance:
+        free_at = 0.0
+        for page in chosen.pages:
+            for at in range(0, len(page), size):
+                batch = list(page[at : at + size])
+                time.sleep(max(0.0, free_at - time.monotonic()))
+                free_at = time.monotonic() + (len(batch) / per_s if per_s else 0.0)
+                answer = api.post(path, {"ids": batch, "reason": reason})
+                done += answer["done"]
+                skipped += answer["skipped"]
+                advance(len(batch))
+    text = f"{_count(len(done), what)} {did}."
+    for entry in skipped[:SKIPPED_SHOWN_MAX]:
+        text += f"\nNot {did}: {entry['id']}: {entry['why']}"
+    if len(skipped) > SKIPPED_SHOWN_MAX:
+        text += f"\nNot {did}: {len(skipped) - SKIPPED_SHOWN_MAX:,} more; --json names them all"
+    _say(api.access, {"done": done, "skipped": skipped}, text)
+    return NOT_FINE if skipped else FINE
+
+
+@contextmanager
+def _progress(access: Access, total: int, size: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error when there is more than one batch to move."""
+    if total <= size or access.as_json:
+        yield lambda count: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_terminal().console(stderr=True)) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _rate(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        per_s = float(text.removesuffix("/s"))
+    except ValueError:
+        per_s = math.nan
+    if not 0.01 <= per_s <= 10_000:
+        raise Failure(f"--rate {text}: must be a number a second, such as 5/s", WRONG_USE)
+    return per_s
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+# ---- printing
+
+
+def _terminal() -> Any:
+    """The module that draws tables; it brings rich, which is not needed for JSON."""
+    return importlib.import_module("gateway.terminal")
+
+
+def _show(access: Access, answer: Any, render: Callable[[Any], Any]) -> None:
+    if access.as_json:
+        print(json.dumps(answer, ensure_ascii=False))
+        return
+    terminal = _terminal()
+    terminal.console().print(render(terminal))
+
+
+def _show_stuck(access: Access, answer: Any, cause: str | None, what: str, empty: str) -> None:
+    def render(terminal: Any) -> Any:
+        if cause is not None and answer["items"]:
+            return terminal.several(
+                [terminal.causes(answer, answer["at"], what=what, empty=empty), terminal.items(answer, answer["at"])]
+            )
+        return terminal.causes(answer, answer["at"], what=what, empty=empty)
+
+    _show(access, answer, render)
+
+
+def _say(access: Access, answer: Any, text: str) -> None:
+    print(json.dumps(answer, ensure_ascii=False) if access.as_json else text)
+
+
+# ---- the way to the gateway
+
+
+def write_access_file(folder: Path, url: str, token: str) -> Path:
+    """Leave address and token where the commands find them: `<folder>/operator.json`, readable by its owner only.
+
+    Args:
+        url: address of the operators' listener, e.g. http://127.0.0.1:8081
+    """
+    path = folder / ACCESS_FILE
+    fresh = path.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        json.dump({"url": url, "token": token}, file)
+    fresh.replace(path)
+    return path
+
+
+def _read_access_file(path: Path) -> tuple[str, str] | None:
+    try:
+        if path.stat().st_mode & 0o077:
+            raise Failure(f"{path} is accessible to others; chmod 600 it", WRONG_USE)
+        held = json.loads(path.read_text(encoding="utf-8"))
+        return str(held["url"]), str(held["token"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise Failure(
+            f"{path} cannot be used: {type(exc).__name__}; start the gateway anew to get a fresh one", WRONG_USE
+        ) from exc
+
+
+def _resolve(access: Access) -> tuple[str, str]:
+    """Address and token: from the options, the named folder or file, the environment, or what lies nearby."""
+    url = access.url or os.environ.get(URL_VARIABLE)
+    token = access.token or os.environ.get(TOKEN_VARIABLE)
+    named = access.data is not None or access.config is not None
+    if not named and url and token:
+        return url, token
+    for path in _access_files(access):
+        held = _read_access_file(path)
+        if held is not None and (access.url is None or access.url.rstrip("/") == held[0].rstrip("/")):
+            return held[0], access.token or held[1]
+    config = access.config or (Path(CONFIG_FILE) if Path(CONFIG_FILE).is_file() else None)
+    if config is not None and not (url and token):
+        from_file = _from_config(config)
+        url, token = url or from_file[0], token or from_file[1]
+    if not token:
+        raise Failure(
+            f"no operator token: set {TOKEN_VARIABLE}, or name the gateway's folder with --data "
+            f"(`provgate up` and `provgate demo` leave {ACCESS_FILE} there)",
+            WRONG_USE,
+        )
+    return url or "http://127.0.0.1:8081", token
+
+
+def _access_files(access: Access) -> list[Path]:
+    if access.data is not None:
+        return [access.data / ACCESS_FILE]
+    if access.config is not None:
+        return [access.config.parent / ACCESS_FILE, access.config.parent / DATA_FOLDER / ACCESS_FILE]
+    return [Path(DATA_FOLDER) / ACCESS_FILE, Path(ACCESS_FILE)]
+
+
+def _from_config(path: Path) -> tuple[str | None, str | None]:
+    from gateway.checks import revealed
+    from schemas.config import load
+    from schemas.errors import ConfigurationError
+
+    try:
+        settings = load(path).gateway
+        token = revealed(settings.operator_token, path.resolve().parent) if settings.operator_token else None
+    except ConfigurationError as exc:
+        raise Failure(str(exc), WRONG_USE) from exc
+    host = "127.0.0.1" if settings.operator_host in ("0.0.0.0", "::") else settings.operator_host  # noqa: S104 compared only
+    return f"http://{host}:{settings.operator_port}", token
+
+
+def _segment(text: str) -> str:
+    from urllib.parse import quote
+
+    if not text or text in (".", ".."):
+        raise Failure("an id must not be empty", WRONG_USE)
+    return quote(text, safe="")
+
+
+class Api:
+    """The operators' API of one gateway. Every method ends the command with a sentence when it cannot have its answer."""
+
+    def __init__(self, access: Access) -> None:
+        from urllib.parse import urlsplit
+
+        self.access = access
+        self.url, self._token = _resolve(access)
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise Failure(f"{self.url}: the address of the operators' API looks like http://127.0.0.1:8081", WRONG_USE)
+        if not self._token.isascii() or not self._token.isprintable():
+            raise Failure("the operator token holds characters that no token has", WRONG_USE)
+        self._https = parts.scheme == "https"
+        self._host, self._port = parts.hostname, parts.port
+        self._prefix = parts.path.rstrip("/")
+
+    def get(self, path: str, **params: Any) -> Any:
+        """The answer to a question."""
+        return self._call("GET", path, params, None)
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The answer to an order."""
+        return self._call("POST", path, {}, body)
+
+    def stream(self, path: str, **params: Any) -> Iterator[Any]:
+        """The documents of a Server-Sent Events stream, until it ends."""
+        connection, response = self._open("GET", path, params, None, STREAM_SILENCE_MAX_S)
+        try:
+            data: list[str] = []
+            for raw in self._lines(response):
+                line = raw.decode("utf-8", errors="replace").rstrip("\r\n")
+                if line.startswith("data:"):
+                    data.append(line[5:].lstrip())
+                elif not line and data:
+                    yield json.loads("\n".join(data))
+                    data = []
+        finally:
+            connection.close()
+
+    def _lines(self, response: HTTPResponse) -> Iterator[bytes]:
+        from http.client import HTTPException
+
+        try:
+            while line := response.readline(ANSWER_BYTES_MAX):
+                yield line
+        except (OSError, HTTPException) as exc:
+            raise self._away(exc) from exc
+
+    def _call(self, method: str, path: str, params: Mapping[str, Any], body: Mapping[str, Any] | None) -> Any:
+        from http.client import HTTPException
+
+        connection, response = self._open(method, path, params, body, CALL_WAIT_S)
+        try:
+            return json.loads(response.read(ANSWER_BYTES_MAX))
+        except (OSError, HTTPException) as exc:
+            raise self._away(exc) from exc
+        except ValueError as exc:
+            raise Failure(f"{self.url} answers, but not as an operators' API does", UNREACHABLE) from exc
+        finally:
+            connection.close()
+
+    def _open(
+        self, method: str, path: str, params: Mapping[str, Any], body: Mapping[str, Any] | None, wait_s: float
+    ) -> tuple[HTTPConnection, HTTPResponse]:
+        from http.client import HTTPConnection, HTTPException, HTTPSConnection
+        from urllib.parse import urlencode
+
+        query = urlencode({name: value for name, value in params.items() if value is not None})
+        kind = HTTPSConnection if self._https else HTTPConnection
+        connection = kind(self._host, self._port, timeout=wait_s)
+        headers = {"Authorization": f"Bearer {self._token}", "Accept": "application/json, text/event-stream"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        try:
+            target = f"{self._prefix}/api/v1{path}" + (f"?{query}" if query else "")
+            connection.request(method, target, None if body is None else json.dumps(body).encode(), headers)
+            response = connection.getresponse()
+        except (OSError, HTTPException) as exc:
+            connection.close()
+            raise self._away(exc) from exc
+        if response.status >= 400:
+            try:
+                raise self._refused(response)
+            finally:
+                connection.close()
+        return connection, response
+
+    def _away(self, exc: Exception) -> Failure:
+        why = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
+        return Failure(
+            f"the gateway at {self.url} cannot be reached ({why}); is it running? See: provgate up --help", UNREACHABLE
+        )
+
+    def _refused(self, response: HTTPResponse) -> Failure:
+        try:
+            said = str(json.loads(response.read(ANSWER_BYTES_MAX))["error"])
+        except (OSError, ValueError, KeyError, TypeError):
+            said = f"{self.url} answered {response.status}"
+        if response.status in (401, 403):
+            return Failure(said, REFUSED)
+        return Failure(said, UNREACHABLE if response.status >= 500 else WRONG_USE)
+
+
+# ---- the entry
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        result = _app(tokens)
+        return result if isinstance(result, int) else FINE
+    except Failure as failure:
+        _complain(failure.message, tokens)
+        return failure.code
+    except CycloptsError as exc:
+        _complain(f"{exc}\nSee: provgate {' '.join([*_words(tokens), '--help'])}", tokens)
+        return WRONG_USE
+    except KeyboardInterrupt:
+        return FINE
+    except BrokenPipeError:  # `provgate ... | head`: whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINE
+
+
+def _words(tokens: Sequence[str]) -> list[str]:
+    """The command's words as far as they are known, without the arguments."""
+    words: list[str] = []
+    app = _app
+    for token in tokens:
+        if token.startswith("-") or token not in app:
+            break
+        words.append(token)
+        app = app[token]
+    return words
+
+
+def _complain(message: str, tokens: Sequence[str]) -> None:
+    text = json.dumps({"error": message}, ensure_ascii=False) if "--json" in tokens else f"provgate: {message}"
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Numbers for Prometheus: counted as things happen, read from the store when somebody asks.
+
+Base units, no ids of people or resources in labels. A name is a label only when such a target is configured, so that nobody can
+grow the number of series by asking for invented ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from msgspec import Struct
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+UNKNOWN = "unknown"
+
+
+class TargetGauges(Struct, frozen=True, kw_only=True):
+    """What is read from the store for one target at the moment of a scrape.
+
+    Args:
+        counts: resources by state.
+        oldest_waiting_s: age in seconds of the oldest wish that is not settled; 0 when nothing waits.
+        circuit_open: whether the target is not called.
+    """
+
+    target: str
+    counts: Mapping[str, int]
+    oldest_waiting_s: float
+    circuit_open: bool
+
+
+class Metrics:
+    """The counters of one gateway process.
+
+    Args:
+        known: names of the configured targets; any other name is counted as `unknown`.
+    """
+
+    def __init__(self, known: Iterable[str] = ()) -> None:
+        self.known = frozenset(known)
+        self._last: dict[str, tuple[float, str]] = {}
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "provgate_requests_total",
+            "SCIM requests answered, by target, operation and HTTP status.",
+            ("target", "op", "status"),
+            registry=self._registry,
+        )
+        self._outcomes = Counter(
+            "provgate_outcomes_total",
+            "Outcomes folded, by target and result of the delivery.",
+            ("target", "result"),
+            registry=self._registry,
+        )
+
+    def know(self, targets: Iterable[str]) -> None:
+        """The configuration changed: these names may be labels from now on."""
+        self.known = frozenset(targets)
+
+    def count_request(self, target: str, op: str, status: int) -> None:
+        """One SCIM request was answered. `op` is one of a fixed set, e.g. `create`, `read`, `filter`."""
+        self._requests.labels(self._label(target), op, str(status)).inc()
+
+    def count_outcome(self, target: str, result: str, at: float) -> None:
+        """One outcome was folded at this epoch time."""
+        name = self._label(target)
+        self._outcomes.labels(name, result).inc()
+        self._last[name] = (at, result)
+
+    def last_outcome(self, target: str) -> tuple[float, str] | None:
+        """When the last outcome of a target was folded by this process, and what it was."""
+        return self._last.get(target)
+
+    def render(self, gauges: Iterable[TargetGauges]) -> bytes:
+        """The page for Prometheus, in its text format (content type CONTENT_TYPE)."""
+        # gauges live in a registry of this page alone: two scrapes at once never see each other's half-made numbers
+        page = CollectorRegistry()
+        page.register(_Gauges(tuple(gauges)))
+        return generate_latest(self._registry) + generate_latest(page)
+
+    def _label(self, target: str) -> str:
+        return target if target in self.known else UNKNOWN
+
+
+class _Gauges:
+    """Prometheus' collector of one scrape."""
+
+    def __init__(self, gauges: tuple[TargetGauges, ...]) -> None:
+        self._gauges = gauges
+
+    def collect(self) -> Iterator[Metric]:
+        resources = GaugeMetricFamily("provgate_resources", "Resources by state.", labels=("target", "state"))
+        oldest = GaugeMetricFamily(
+            "provgate_oldest_waiting_seconds", "Age of the oldest wish that is not settled.", labels=("target",)
+        )
+        circuit = GaugeMetricFamily(
+            "provgate_circuit_open", "1 while the target is not called, else 0.", labels=("target",)
+        )
+        for gauge in self._gauges:
+            for state, count in sorted(gauge.counts.items()):
+                resources.add_metric((gauge.target, state), count)
+            oldest.add_metric((gauge.target,), gauge.oldest_waiting_s)
+            circuit.add_metric((gauge.target,), float(gauge.circuit_open))
+        yield from (resources, oldest, circuit)

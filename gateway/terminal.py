@@ -1,0 +1,386 @@
+"""What the command line prints for people: tables and sentences out of the operators' API, readable at 100 columns.
+
+Everything from outside is plain text to the terminal: no markup is interpreted, no control character gets through.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from gateway.explanations import counted, duration, moment
+
+WIDTH_WITHOUT_TERMINAL = 100
+IDS_SHOWN_MAX = 5
+"""Ids under one cause; the rest are counted."""
+
+_LIGHTS = {"green": "green", "yellow": "yellow", "red": "red", "grey": "bright_black"}
+_STATUS = {"True": "green", "False": "red", "Unknown": "yellow"}
+_LEVELS = {"ok": "green", "warning": "yellow", "error": "red"}
+_RESULTS = {"applied": "green", "rejected": "red", "poison": "red", "misconfigured": "red"}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console on standard output (or error); 100 columns wide when it is not a terminal and nobody said otherwise."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else WIDTH_WITHOUT_TERMINAL
+    return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+
+
+def plain(value: Any, style: str = "") -> Text:
+    """Text from outside, with control characters made harmless."""
+    text = "" if value is None else str(value)
+    return Text("".join(char if char.isprintable() or char == "\n" else "�" for char in text), style=style)
+
+
+def ago(at: float | None, now: float) -> str:
+    """`12 min ago`, or a dash when it never was."""
+    if not at:
+        return "-"
+    return f"{duration(now - at)} ago" if at <= now else f"in {duration(at - now)}"
+
+
+def _table(*columns: str, right: Iterable[str] = ()) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False, expand=False)
+    numbers = set(right)
+    for name in columns:
+        if name in numbers:
+            table.add_column(name, justify="right", no_wrap=True)
+        else:
+            table.add_column(name, overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: Any) -> None:
+    table.add_row(*(cell if isinstance(cell, (Text, Group)) else plain(cell) for cell in cells))
+
+
+# ---- status and targets
+
+
+def status(answer: Mapping[str, Any]) -> RenderableType:
+    """The sentence, a line per target, and what waits and why."""
+    now = answer["at"]
+    parts: list[RenderableType] = [plain(answer["sentence"], "bold green" if answer["fine"] else "bold"), Text("")]
+    if answer["targets"]:
+        parts.append(target_lines(answer["targets"], now))
+    for target in answer["targets"]:
+        for problem in target["problems"]:
+            parts.append(Text.assemble("\n", plain(f"{target['name']} {problem['phrase']}.")))
+            parts.append(Padding(plain(problem["remedy"], "cyan"), (0, 0, 0, 2)))
+    if answer["waiting"]:
+        parts += [Text("\nWhat waits, and why", style="bold"), waiting(answer["waiting"], now)]
+    return Group(*parts)
+
+
+def target_lines(targets: Sequence[Mapping[str, Any]], now: float) -> Table:
+    """A line per target."""
+    numbers = ("Applied", "Waiting", "Blocked", "Held", "Dead")
+    table = _table("", "Target", "Worker", "Circuit", *numbers, "Oldest", "Last outcome", "Key", right=numbers)
+    for target in targets:
+        counts = target["counts"]
+        shown = [Text(f"{counts['applied']:,}")]
+        shown += [_alarm(counts[name]) for name in ("waiting", "blocked", "held", "dead")]
+        _row(
+            table,
+            Text("●", style=_LIGHTS[target["light"]]),
+            Group(plain(target["name"], "bold"), plain(target["connector"], "bright_black")),
+            _workers(target),
+            _circuit(target, now),
+            *shown,
+            "-" if target["oldest_waiting_s"] is None else duration(target["oldest_waiting_s"]),
+            _last(target["last_outcome"], now),
+            _key_days(target["key_days_left"]),
+        )
+    return table
+
+
+def _alarm(count: int) -> Text:
+    return Text(f"{count:,}", style="yellow" if count else "bright_black")
+
+
+def _workers(target: Mapping[str, Any]) -> Text:
+    if not target["enabled"]:
+        return Text("off", style="bright_black")
+    count = len(target["workers"])
+    return Text(str(count), style="green") if count else Text("none", style="red")
+
+
+def _circuit(target: Mapping[str, Any], now: float) -> Text:
+    if target["paused_by"]:
+        return Text("paused", style="yellow")
+    circuit = target["circuit"]
+    if circuit["state"] == "closed":
+        return Text("closed", style="green")
+    text = Text(f"{circuit['state']} {duration(now - circuit['since'])}", style="red")
+    if circuit["next_probe_at"]:
+        text.append(f"\nprobe in {duration(circuit['next_probe_at'] - now)}", style="bright_black")
+    return text
+
+
+def _last(outcome: Mapping[str, Any] | None, now: float) -> Text:
+    if outcome is None:
+        return Text("-", style="bright_black")
+    return Text.assemble(
+        plain(outcome["result"], _RESULTS.get(outcome["result"], "")), "\n", (ago(outcome["at"], now), "bright_black")
+    )
+
+
+def _key_days(days: int | None) -> Text:
+    if days is None:
+        return Text("none", style="yellow")
+    return Text("ended" if days < 0 else f"{days} d", style="yellow" if days <= 14 else "")
+
+
+def waiting(groups: Sequence[Mapping[str, Any]], now: float) -> Table:
+    """What waits, grouped by cause."""
+    table = _table("Target", "Changes", "Oldest", "Next", "Why", right=("Changes",))
+    for group in groups:
+        oldest = "-" if group["oldest_s"] is None else duration(group["oldest_s"])
+        nxt = ago(group["next_at"], now) if group["next_at"] and group["next_at"] > now else "-"
+        _row(table, group["target"], f"{group['count']:,}", oldest, nxt, group["message"])
+    return table
+
+
+def target(view: Mapping[str, Any], now: float) -> RenderableType:
+    """One target with everything that is known of it."""
+    lines = _table("", "")
+    lines.show_header = False
+    circuit = view["circuit"]
+    facts = [
+        ("Title", view["title"] or view["name"]),
+        ("Connector", view["connector"]),
+        ("Tenant URL", view["tenant_url"]),
+        ("Workers", ", ".join(view["workers"]) or "none"),
+        ("Circuit", circuit["state"] if circuit["state"] == "closed" else f"{circuit['state']}: {circuit['reason']}"),
+        ("Paused", f"by {view['paused_by']}: {view['paused_reason']}" if view["paused_by"] else "no"),
+        ("Window", view["window"]),
+        ("In flight", view["in_flight"]),
+        ("Resources", ", ".join(f"{count:,} {state}" for state, count in view["states"].items() if count) or "none"),
+        ("Oldest waiting", "-" if view["oldest_waiting_s"] is None else duration(view["oldest_waiting_s"])),
+        ("Key", "none" if view["key_days_left"] is None else f"ends in {counted(view['key_days_left'], 'day')}"),
+    ]
+    for name, value in facts:
+        _row(lines, plain(name, "bright_black"), value)
+    parts: list[RenderableType] = [
+        Text.assemble(("● ", _LIGHTS[view["light"]]), plain(view["name"], "bold")),
+        Padding(lines, (0, 0, 0, 2)),
+    ]
+    for problem in view["problems"]:
+        parts.append(plain(f"{view['name']} {problem['phrase']}."))
+        parts.append(Padding(plain(problem["remedy"], "cyan"), (0, 0, 0, 2)))
+    return Group(*parts)
+
+
+# ---- dead letters and held changes
+
+
+def causes(answer: Mapping[str, Any], now: float, *, what: str, empty: str) -> RenderableType:
+    """Groups of alike dead letters or held changes, and what to do about each."""
+    if not answer["causes"]:
+        return plain(empty)
+    table = _table("Count", "Target", "Cause, and what to do", "Oldest", right=("Count",))
+    ids: dict[tuple[str, str], list[str]] = {}
+    for item in answer["items"]:
+        ids.setdefault((item["target"], item["cause"]), []).append(item["id"])
+    for group in answer["causes"]:
+        here = ids.get((group["target"], group["cause"]), [])
+        shown = "\n".join(here[:IDS_SHOWN_MAX])
+        more = group["count"] - min(len(here), IDS_SHOWN_MAX)
+        cell: list[RenderableType] = [plain(group["cause"], "bold")]
+        if group["message"]:
+            cell.append(plain(group["message"]))
+        if group["suggestion"]:
+            cell.append(plain(group["suggestion"], "cyan"))
+        if shown:
+            cell.append(plain(shown + (f"\nand {more:,} more" if more > 0 else ""), "bright_black"))
+        cell.append(Text(""))
+        _row(table, f"{group['count']:,}", group["target"], Group(*cell), ago(group["first_at"], now))
+    total = answer["total"]
+    return Group(plain(f"{counted(total, what)}.", "bold"), Text(""), table)
+
+
+def items(answer: Mapping[str, Any], now: float) -> RenderableType:
+    """Dead letters or held changes one by one."""
+    table = _table("Id", "Target", "Who", "Change", "Since", "Reason")
+    for item in answer["items"]:
+        _row(
+            table,
+            item["id"],
+            item["target"],
+            item["label"],
+            item["change"],
+            ago(item["at"], now),
+            item["message"] or item["cause"],
+        )
+    return table
+
+
+# ---- one resource
+
+
+def resource(view: Mapping[str, Any], now: float) -> RenderableType:
+    """Both halves, conditions, history and what comes next."""
+    title = Text.assemble(
+        plain(f"{view['kind'].capitalize()} "),
+        plain(view["id"], "bold"),
+        plain(f" of {view['target']}: "),
+        plain(view["state"], "green" if view["state"] in ("applied", "gone") else "yellow"),
+    )
+    link = view["account_id"] or "none yet"
+    facts = plain(
+        f"generation {view['generation']} asked, {view['settled_generation']} settled, "
+        f"{view['acknowledged']} acknowledged; account {link}"
+    )
+    parts: list[RenderableType] = [title, Padding(facts, (0, 0, 0, 2))]
+    if view["reason"]:
+        parts.append(Padding(plain(view["reason"]["message"] or view["reason"]["code"], "yellow"), (0, 0, 0, 2)))
+    step = view["next"]
+    when = f" ({moment(step['at'])})" if step["at"] else ""
+    parts.append(Padding(Text.assemble(("Next: ", "bold"), plain(f"{step['message']}{when}")), (0, 0, 0, 2)))
+    if step["command"]:
+        parts.append(Padding(plain(step["command"], "cyan"), (0, 0, 0, 8)))
+    parts += [Text("\nConditions", style="bold"), _conditions(view["conditions"], now)]
+    parts += [Text("\nAsked and confirmed", style="bold"), _halves(view["values"])]
+    if view["masked"]:
+        parts.append(plain("Values are masked; --show-values shows them, and that is recorded.", "bright_black"))
+    parts += [Text("\nHistory, newest first", style="bold"), _history(view["history"], now)]
+    return Group(*parts)
+
+
+def _conditions(conditions: Sequence[Mapping[str, Any]], now: float) -> Table:
+    table = _table("Condition", "Status", "Gen.", "Reason", "Since", right=("Gen.",))
+    for condition in conditions:
+        why: RenderableType = plain(condition["reason"])
+        if condition["message"]:
+            why = Group(why, plain(condition["message"], "bright_black"))
+        _row(
+            table,
+            condition["type"],
+            Text(condition["status"], style=_STATUS[condition["status"]]),
+            condition["observed_generation"],
+            why,
+            ago(condition["since"], now),
+        )
+    return table
+
+
+def _halves(values: Sequence[Mapping[str, Any]]) -> RenderableType:
+    if not values:
+        return plain("no attributes")
+    table = _table("Attribute", "Asked", "Confirmed")
+    for value in values:
+        style = "" if value["asked"] == value["confirmed"] else "yellow"
+        halves = [
+            Text("-", style="bright_black") if half is None else plain(half, style)
+            for half in (value["asked"], value["confirmed"])
+        ]
+        _row(table, value["path"], *halves)
+    return table
+
+
+def _history(history: Sequence[Mapping[str, Any]], now: float) -> Table:
+    table = _table("When", "Gen.", "What", right=("Gen.",))
+    for entry in history:
+        cell: list[RenderableType] = []
+        if entry["what"] == "asked":
+            names = ", ".join(entry["changed"])
+            cell.append(plain(f"{entry['actor']} asked: {entry['change']}" + (f" ({names})" if names else ""), "bold"))
+            if entry["outcome"]:
+                cell.append(plain(f"outcome: {entry['outcome']}"))
+        else:
+            style = _RESULTS.get(entry["result"], "yellow")
+            cell.append(plain(f"delivery {entry['fence']}.{entry['delivery']}: {entry['result']}", style))
+            if entry["message"]:
+                cell.append(plain(entry["message"]))
+            cell += [plain(_step(step), "bright_black") for step in entry["steps"]]
+        _row(table, ago(entry["at"], now), entry["generation"], Group(*cell))
+    return table
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    said = step.get("error") or step.get("status") or "no answer"
+    return f"{step['method']} {step['path']} -> {said}, {step.get('ms', 0.0):.0f} ms"
+
+
+# ---- keys, checks, live events
+
+
+def keys(answer: Mapping[str, Any], now: float) -> RenderableType:
+    """The keys of all targets; never a key itself."""
+    if not answer["keys"]:
+        return plain("No key; make one with: provgate key new TARGET")
+    table = _table("Id", "Target", "Label", "State", "Made", "Ends", "Last used")
+    for key in answer["keys"]:
+        state = key["state"]
+        style = "green" if state == "live" else "bright_black"
+        _row(
+            table,
+            key["id"],
+            key["target"],
+            key["label"],
+            Text(state, style=style),
+            ago(key["created_at"], now),
+            ago(key["expires_at"], now),
+            ago(key["last_used_at"], now),
+        )
+    return table
+
+
+def new_key(answer: Mapping[str, Any]) -> RenderableType:
+    """The key, once, with the Tenant URL; on lines of their own, so that they can be copied."""
+    return Group(
+        plain(f"A key for {answer['target']}, shown this once; it ends {moment(answer['expires_at'])[:10]}."),
+        plain("Enter both in Entra under Provisioning > Admin Credentials:\n"),
+        Text.assemble("  Tenant URL    ", plain(answer["tenant_url"], "bold")),
+        Text.assemble("  Secret Token  ", plain(answer["key"], "bold")),
+    )
+
+
+def findings(found: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """What `check` found."""
+    table = _table("", "Where", "What")
+    for finding in found:
+        cell: list[RenderableType] = [plain(finding["message"])]
+        if finding.get("remedy"):
+            cell.append(plain(finding["remedy"], "cyan"))
+        level = str(finding["level"])
+        _row(table, Text(level, style=_LEVELS.get(level, "")), finding["where"], Group(*cell))
+    return table
+
+
+def live_line(event: Mapping[str, Any]) -> Text:
+    """One event or outcome of the live stream."""
+    at = time.strftime("%H:%M:%S", time.localtime(float(event.get("at") or time.time())))
+    kind = event.get("kind", "event")
+    line = Text.assemble((at, "bright_black"), "  ", plain(f"{event.get('target', ''):<16} "))
+    if kind == "outcome":
+        result = str(event.get("result", ""))
+        line.append_text(plain(f"{result:<13}", _RESULTS.get(result, "yellow")))
+    else:
+        line.append_text(plain(f"{event.get('change', kind)!s:<13}", "cyan"))
+    line.append_text(plain(f"{event.get('resource', '')} "))
+    line.append_text(plain(f"g{event.get('generation', '?')} f{event.get('fence', '?')}", "bright_black"))
+    names = event.get("changed") or ()
+    if names:
+        line.append_text(plain("  " + ", ".join(str(name) for name in names), "bright_black"))
+    if event.get("code"):
+        line.append_text(plain(f"  {event['code']} {event.get('attribute') or ''}", "yellow"))
+    return line
+
+
+def several(parts: Sequence[RenderableType]) -> RenderableType:
+    """Things below each other, with an empty line between."""
+    spaced: list[RenderableType] = []
+    for part in parts:
+        spaced += [Text(""), part] if spaced else [part]
+    return Group(*spaced)
