@@ -1,0 +1,470 @@
+"""Every statement of the store, written in SQLAlchemy Core and turned into text once per engine.
+
+Compiling or even looking up a compiled statement costs more than SQLite needs to run it, so the store hands plain text and
+parameters to the driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache, lru_cache
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+
+from gateway.lifecycle import TargetRow
+from gateway.records import AttemptRecord, EventRecord
+from gateway.tables import (
+    ATTEMPT,
+    AUDIT,
+    EVENT,
+    IDENTITY,
+    KEY,
+    KEYS,
+    READ_COLUMNS,
+    RESOURCE,
+    STREAM,
+    TARGET,
+    WRITTEN,
+)
+from schemas.states import PRIORITY, PRIORITY_REPAIR, Result
+from schemas.topology import SETTLE_S
+
+NOT_A_CALL = frozenset({Result.POISON, Result.GAVE_UP})
+"""Results that say nothing about the health of a target: the connector failed, or the delivery was no longer ours."""
+STATEMENTS_KEPT = 512
+
+
+def _p(name: str, type_: Any = None) -> Any:
+    return sa.bindparam(name, required=False, type_=type_)
+
+
+def _names(table: sa.Table) -> list[str]:
+    return [column.name for column in table.columns]
+
+
+def _is(column: Any, text: str) -> Any:
+    """A comparison that stands in the statement itself, so that partial indexes with the same condition are used."""
+    return column == sa.literal_column(f"'{text}'")
+
+
+class Statement:
+    """A statement as text for one engine, and in which order it takes its parameters."""
+
+    __slots__ = ("_names", "sql")
+
+    def __init__(self, clause: Any, dialect: sa.Dialect, columns: Sequence[str] | None = None) -> None:
+        compiled = clause.compile(dialect=dialect, column_keys=columns)
+        self.sql = str(compiled)
+        fixed = {name: parameter.value for name, parameter in compiled.binds.items()}
+        self._names = [(name, fixed.get(name)) for name in compiled.positiontup or ()]
+
+    def bind(self, values: dict[str, Any]) -> tuple[Any, ...]:
+        """The parameters in the order of the text."""
+        return tuple([values.get(name, fixed) for name, fixed in self._names])
+
+
+class Statements:
+    """Every statement of the store for one engine.
+
+    Args:
+        engine: `sqlite` or `postgresql`.
+    """
+
+    def __init__(self, engine: str) -> None:
+        self.engine = engine
+        self._dialect: sa.Dialect = (
+            sqlite.dialect() if engine == "sqlite" else PGDialect_psycopg(paramstyle="format")  # type: ignore[no-untyped-call]
+        )
+        self._insert: Any = sqlite.insert if engine == "sqlite" else postgresql.insert
+        self._clauses: dict[str, Any] = {}
+        self._columns: dict[str, list[str]] = {}
+        self._ready: dict[Any, Statement] = {}
+        r, i, e, a = RESOURCE.c, IDENTITY.c, EVENT.c, ATTEMPT.c
+        rows = sa.select(*READ_COLUMNS)
+        first = rows.limit(1)
+        one = sa.select(sa.literal_column("1")).limit(1)
+        limited = rows.limit(_p("limit", sa.Integer))
+        flying = r.in_flight.is_not(None)
+        clauses = self._clauses
+
+        # resources
+        clauses["row"] = rows.where(r.id == _p("id"))
+        clauses["insert"] = self._insert_new(RESOURCE, "id", r.seq)
+        self._columns["insert"] = [*WRITTEN, *KEYS]
+        clauses["set_keys"] = sa.update(RESOURCE).where(r.id == _p("row_id"))
+        self._columns["set_keys"] = list(KEYS)
+        mine = sa.and_(r.target == _p("target"), r.kind == _p("kind"), r.id != _p("id"))
+        clauses["key_holder"] = sa.union_all(
+            *(
+                sa.select(sa.select(r.id).where(mine, column == _p(column.name)).limit(1).scalar_subquery())
+                for column in (r.user_name_key, r.external_id_key)
+            )
+        )
+        clauses["in_flight"] = sa.select(sa.func.count()).where(r.target == _p("target"), flying)
+        branches = [
+            sa.select(
+                sa.select(r.seq)
+                .where(r.target == _p("target"), r.priority == sa.literal_column(str(n)), r.due_at <= _p("now"))
+                .order_by(r.due_at, r.seq)
+                .limit(_p("limit", sa.Integer))
+                .subquery()
+                .c.seq
+            )
+            for n in range(PRIORITY_REPAIR + 1)
+        ]
+        clauses["due"] = limited.where(r.seq.in_(sa.union_all(*branches))).order_by(r.priority, r.due_at, r.seq)
+        clauses["targets_due"] = sa.text(_TARGETS_DUE).columns(target=sa.String)
+        clauses["unpublished"] = limited.where(flying, r.published.is_(sa.false())).order_by(r.heard_at, r.seq)
+        clauses["unheard"] = limited.where(flying, r.heard_at < _p("before")).order_by(r.heard_at, r.seq)
+        clauses["read_backs"] = limited.where(r.read_back_at <= _p("now")).order_by(r.read_back_at, r.seq)
+        clauses["trails"] = _trails(limited)
+        clauses["mark_published"] = (
+            sa.update(RESOURCE)
+            .where(r.id == _p("row_id"), r.fence == _p("row_fence"), flying)
+            .values(published=sa.true())
+        )
+        clauses["heard"] = (
+            sa.update(RESOURCE)
+            .where(r.id == _p("row_id"), r.fence == _p("row_fence"), flying)
+            .values(heard_at=_p("now"))
+        )
+        clauses["expect_outcomes"] = sa.update(RESOURCE).where(flying).values(heard_at=sa.literal_column("0.0"))
+        clauses["expect_read_backs"] = (
+            sa.update(RESOURCE)
+            .where(~flying, sa.or_(_is(r.state, "applied"), _is(r.state, "gone")), r.settled_at >= _p("since"))
+            .values(read_back_at=_p("at"))
+        )
+        clauses["hasten"] = (
+            sa.update(RESOURCE)
+            .where(
+                r.target == _p("name"),
+                _is(r.state, "retrying"),
+                ~flying,
+                r.ambiguous.is_(sa.false()),
+                r.next_at > _p("now"),
+            )
+            .values(next_at=_p("now", sa.Float), due_at=_p("now", sa.Float))
+        )
+        buried = sa.and_(
+            r.target == _p("name"),
+            _is(r.state, "dead"),
+            r.fingerprint == _p("cause"),
+            r.settled_at >= _p("since"),
+        )
+        clauses["died"] = sa.select(sa.func.count()).where(buried)
+        clauses["tried"] = sa.select(sa.func.count(a.resource_id.distinct())).where(
+            a.target == _p("name"), a.ended_at >= _p("since")
+        )
+        clauses["reopen_events"] = (
+            sa.update(EVENT)
+            .where(
+                sa.tuple_(e.resource_id, e.generation).in_(sa.select(r.id, r.generation).where(buried)),
+                _is(e.outcome, "rejected"),
+            )
+            .values(outcome=sa.null(), outcome_at=sa.null())
+        )
+        rested = r.settled_at + sa.literal_column(str(SETTLE_S))
+        again_at = sa.case((sa.and_(r.ambiguous, rested > _p("now", sa.Float)), rested), else_=_p("now", sa.Float))
+        clauses["unbury"] = (
+            sa.update(RESOURCE)
+            .where(buried)
+            .values(
+                state=sa.literal_column("'queued'"),
+                settled_generation=r.generation - 1,
+                priority=sa.case(
+                    *((_is(r.change, change.value), sa.literal_column(str(n))) for change, n in PRIORITY.items())
+                ),
+                attempt=sa.literal_column("0"),
+                poisoned=sa.literal_column("0"),
+                first_failed_at=sa.null(),
+                next_at=again_at,
+                due_at=again_at,
+            )
+            .returning(r.seq)
+        )
+        clauses["population"] = sa.select(sa.func.count()).where(r.target == _p("target"), r.visible == sa.true())
+
+        # identities
+        clauses["put_identity"] = self._upsert(IDENTITY, ["resource_id", "value"], ["wished", "held"])
+        self._columns["put_identity"] = _names(IDENTITY)
+        clauses["drop_identity"] = sa.delete(IDENTITY).where(i.resource_id == _p("row_id"), i.value == _p("identity"))
+        clauses["wished"] = one.where(
+            i.target == _p("target"),
+            i.kind == _p("kind"),
+            i.value == _p("value"),
+            i.resource_id != _p("id"),
+            i.wished == sa.true(),
+        )
+        clauses["owner"] = (
+            first.where(r.target == _p("target"), r.kind == _p("kind"), r.account_id == _p("account_id"))
+            .where(r.id != _p("id"))
+            .order_by(r.seq)
+        )
+
+        # events
+        clauses["add_event"] = sa.insert(EVENT)
+        self._columns["add_event"] = [name for name in _names(EVENT) if name not in ("seq", "outcome", "outcome_at")]
+        clauses["close_events"] = (
+            sa.update(EVENT)
+            .where(e.resource_id == _p("row_id"), e.generation <= _p("upto"), e.outcome.is_(None))
+            .values(
+                outcome=sa.case(
+                    (e.generation == _p("upto"), _p("what", sa.String)), else_=sa.literal_column("'superseded'")
+                ),
+                outcome_at=_p("now"),
+            )
+        )
+        clauses["past"] = (
+            sa.select(e.generation, e.id, e.identities, e.document, e.change, e.deleted)
+            .where(e.resource_id == _p("id"), e.generation > _p("settled"), e.generation < _p("current"))
+            .order_by(e.generation.desc())
+        )
+        clauses["deprovisioned"] = sa.select(sa.func.count()).where(
+            e.target == _p("target"), e.created_at >= _p("since"), sa.text("takes_away")
+        )
+
+        # attempts
+        clauses["record_attempt"] = self._insert_new(ATTEMPT, "id", sa.literal_column("0"))
+        self._columns["record_attempt"] = _names(ATTEMPT)
+        failed = _is(a.result, Result.RETRY.value)
+        recent = sa.and_(
+            a.target == _p("target"),
+            a.ended_at >= _p("since"),
+            *(a.result != sa.literal_column(f"'{result.value}'") for result in sorted(NOT_A_CALL)),
+        )
+        clauses["tally"] = sa.select(
+            sa.func.count(),
+            sa.func.count(sa.case((failed, 1))),
+            sa.func.count(sa.case((failed, a.resource_id)).distinct()),
+            sa.func.max(sa.case((failed, None), else_=a.ended_at)),
+        ).where(recent)
+        clauses["failures_since"] = sa.select(sa.func.count()).where(recent, failed, a.ended_at > _p("after"))
+
+        # targets, streams, audit, keys
+        t, k, u = TARGET.c, KEY.c, AUDIT.c
+        clauses["target"] = sa.select(TARGET).where(t.name == _p("name"))
+        clauses["targets"] = sa.select(TARGET).order_by(t.name)
+        clauses["save_target"] = self._upsert(TARGET, ["name"], list(TargetRow.__struct_fields__[1:]))
+        clauses["save_spec"] = self._upsert(TARGET, ["name"], ["spec", "settings_digest", "seen_at"])
+        self._columns["save_target"] = self._columns["save_spec"] = _names(TARGET)
+        clauses["streams"] = sa.select(STREAM.c.name, STREAM.c.created)
+        clauses["save_stream"] = self._upsert(STREAM, ["name"], ["created"])
+        self._columns["save_stream"] = _names(STREAM)
+        clauses["last_audit"] = sa.select(u.hash).order_by(u.seq.desc()).limit(1)
+        clauses["add_audit"] = sa.insert(AUDIT)
+        self._columns["add_audit"] = [name for name in _names(AUDIT) if name != "seq"]
+        clauses["audit"] = sa.select(AUDIT).order_by(u.seq.desc()).limit(_p("limit", sa.Integer))
+        clauses["audit_after"] = (
+            sa.select(AUDIT).where(u.seq > _p("after")).order_by(u.seq).limit(_p("limit", sa.Integer))
+        )
+        clauses["add_key"] = sa.insert(KEY)
+        self._columns["add_key"] = _names(KEY)
+        clauses["revoke_key"] = (
+            sa.update(KEY)
+            .where(k.id == _p("key_id"), k.revoked_at.is_(None))
+            .values(revoked_at=_p("now"))
+            .returning(k.id)
+        )
+        clauses["touch_key"] = (
+            sa.update(KEY)
+            .where(k.id == _p("key_id"), sa.or_(k.last_used_at.is_(None), k.last_used_at < _p("now", sa.Float)))
+            .values(last_used_at=_p("now", sa.Float))
+        )
+        clauses["keys"] = sa.select(KEY).where(k.target == _p("target")).order_by(k.created_at, k.id)
+        clauses["all_keys"] = sa.select(KEY).order_by(k.target, k.created_at, k.id)
+
+        # what only readers ask
+        visible = r.visible == sa.true()
+        for name in (*KEYS, "account_key"):
+            found = limited.where(r.target == _p("target"), r.kind == _p("kind"), r[name] == _p("value"))
+            clauses[f"by_{name}"] = found.order_by(r.seq)
+        listing = sa.and_(r.target == _p("target"), r.kind == _p("kind"), visible)
+        place = sa.select(r.seq).where(listing).order_by(r.seq)
+        place = place.limit(_p("limit", sa.Integer)).offset(_p("offset", sa.Integer))
+        clauses["page"] = rows.where(r.seq.in_(place)).order_by(r.seq)
+        clauses["total"] = sa.select(sa.func.count()).where(listing)
+        clauses["scan"] = limited.where(listing, r.seq > _p("after")).order_by(r.seq)
+        clauses["counts"] = sa.select(r.state, sa.func.count()).where(r.target == _p("target")).group_by(r.state)
+        clauses["oldest_waiting"] = sa.select(sa.func.min(r.modified_at)).where(
+            r.target == _p("target"), r.due_at.is_not(None)
+        )
+        clauses["waiting"] = limited.where(r.target == _p("target"), r.due_at.is_not(None)).order_by(
+            r.modified_at, r.seq
+        )
+        clauses["flying"] = limited.where(r.target == _p("target"), flying).order_by(r.heard_at, r.seq)
+        clauses["in_state"] = limited.where(r.target == _p("target"), r.state == _p("state")).order_by(
+            r.settled_at, r.seq
+        )
+        dead = _is(r.state, "dead")
+        newest = limited.order_by(r.settled_at.desc(), r.seq.desc())
+        for name, conditions in {
+            "dead": (dead,),
+            "dead_of_target": (dead, r.target == _p("target")),
+            "dead_of_cause": (dead, r.fingerprint == _p("cause")),
+            "dead_of_both": (dead, r.target == _p("target"), r.fingerprint == _p("cause")),
+        }.items():
+            clauses[name] = newest.where(*conditions)
+        causes = sa.select(
+            r.target,
+            r.fingerprint,
+            sa.func.count(),
+            sa.func.min(r.settled_at),
+            sa.func.max(r.settled_at),
+            sa.func.min(r.id),
+        ).where(dead)
+        clauses["dead_causes"] = (
+            causes.group_by(r.target, r.fingerprint)
+            .order_by(sa.func.count().desc(), r.target, r.fingerprint)
+            .limit(_p("limit", sa.Integer))
+        )
+        heads = [e[name] for name in EventRecord.__struct_fields__]
+        clauses["events_of"] = (
+            sa.select(*heads)
+            .where(e.resource_id == _p("id"))
+            .order_by(e.generation.desc())
+            .limit(_p("limit", sa.Integer))
+        )
+        clauses["attempts_of"] = (
+            sa.select(*(a[name] for name in AttemptRecord.__struct_fields__))
+            .where(a.resource_id == _p("id"))
+            .order_by(a.ended_at.desc(), a.id.desc())
+            .limit(_p("limit", sa.Integer))
+        )
+        clauses["event_document"] = sa.select(e.document).where(
+            e.resource_id == _p("id"), e.generation == _p("generation")
+        )
+        clauses["resource_of_event"] = sa.select(e.resource_id).where(e.id == _p("id"))
+        clauses["by_account_id"] = limited.where(
+            r.target == _p("target"), r.kind == _p("kind"), r.account_id == _p("value")
+        )
+        clauses["target_names"] = sa.text(_TARGET_NAMES).columns(target=sa.String)
+
+        # retention
+        bound = _p("limit", sa.Integer)
+        old_events = sa.select(e.seq).where(e.created_at < _p("before"), e.outcome.is_not(None)).limit(bound)
+        clauses["purge_events"] = sa.delete(EVENT).where(e.seq.in_(old_events)).returning(e.seq)
+        old_attempts = sa.select(a.id).where(a.target == _p("name"), a.ended_at < _p("before")).limit(bound)
+        clauses["purge_attempts"] = sa.delete(ATTEMPT).where(a.id.in_(old_attempts)).returning(a.id)
+        clauses["attempt_targets"] = sa.text(_ATTEMPT_TARGETS).columns(target=sa.String)
+        old_audit = sa.select(u.seq).where(u.at < _p("before")).order_by(u.seq).limit(bound)
+        clauses["purge_audit"] = sa.delete(AUDIT).where(u.seq.in_(old_audit)).returning(u.seq)
+        finished = (
+            sa.select(r.seq)
+            .where(
+                r.target == _p("name"),
+                r.state == _p("state"),
+                r.settled_at < _p("before"),
+                r.modified_at < _p("before"),
+                ~flying,
+                r.dirty.is_(sa.false()),
+                r.ambiguous.is_(sa.false()),
+                r.account_id.is_(None),
+                r.read_back_at.is_(None),
+                r.doubts.is_(None),
+            )
+            .limit(bound)
+        )
+        clauses["purge_resources"] = sa.delete(RESOURCE).where(r.seq.in_(finished)).returning(r.id)
+        clauses["erase_resource"] = sa.delete(RESOURCE).where(r.id == _p("row_id")).returning(r.id)
+        clauses["erase_events"] = sa.delete(EVENT).where(e.resource_id == _p("row_id"))
+        clauses["erase_attempts"] = sa.delete(ATTEMPT).where(a.resource_id == _p("row_id"))
+
+    def __getitem__(self, name: str) -> Statement:
+        ready = self._ready.get(name)
+        if ready is None:
+            ready = self._ready[name] = Statement(self._clauses[name], self._dialect, self._columns.get(name))
+        return ready
+
+    def holders(self, count: int) -> Statement:
+        """Rows other than `id` that hold any of `count` identities, oldest first."""
+        ready = self._ready.get(count)
+        if ready is None:
+            i, r = IDENTITY.c, RESOURCE.c
+            holding = sa.select(i.resource_id).where(
+                i.target == _p("target"),
+                i.kind == _p("kind"),
+                i.value.in_([_p(f"value{n}") for n in range(count)]),
+                i.held == sa.true(),
+                i.resource_id != _p("id"),
+            )
+            clause = sa.select(*READ_COLUMNS).where(r.id.in_(holding)).order_by(r.seq)
+            ready = self._ready[count] = Statement(clause, self._dialect)
+        return ready
+
+    def update(self, columns: tuple[int, ...]) -> Statement:
+        """Write these columns (places in WRITTEN) of the row `row_seq`.
+
+        Only what changed is written: every index of a written column costs, whether its value changed or not.
+        """
+        return _update(self, columns)
+
+    def compile_update(self, columns: Iterable[int]) -> Statement:
+        """See `update`."""
+        clause = sa.update(RESOURCE).where(RESOURCE.c.seq == _p("row_seq"))
+        return Statement(clause, self._dialect, [WRITTEN[n] for n in columns])
+
+    def _insert_new(self, table: sa.Table, key: str, answer: Any) -> Any:
+        """Insert unless the key exists. Only PostgreSQL returns a row: RETURNING trebles the cost of an insert on SQLite."""
+        put = self._insert(table).on_conflict_do_nothing(index_elements=[key])
+        return put if self.engine == "sqlite" else put.returning(answer)
+
+    def _upsert(self, table: sa.Table, key: list[str], columns: list[str]) -> Any:
+        put = self._insert(table)
+        return put.on_conflict_do_update(index_elements=key, set_={name: put.excluded[name] for name in columns})
+
+
+@lru_cache(maxsize=STATEMENTS_KEPT // 2)
+def _update(statements: Statements, columns: tuple[int, ...]) -> Statement:
+    return statements.compile_update(columns)
+
+
+@cache
+def statements_of(engine: str) -> Statements:
+    """The statements of one engine, built once per process."""
+    return Statements(engine)
+
+
+def _loose_scan(table: str, where: str = "") -> str:
+    """Distinct targets of a table by jumping through an index that begins with the target."""
+    condition = f"WHERE {where} " if where else ""
+    more = f"AND {where} " if where else ""
+    first = f"SELECT target FROM {table} {condition}ORDER BY target LIMIT 1"  # noqa: S608 - constants of this module
+    after = f"SELECT n.target FROM {table} n WHERE n.target > names.target {more}ORDER BY n.target LIMIT 1"  # noqa: S608
+    return (
+        f"WITH RECURSIVE names(target) AS (SELECT ({first}) UNION ALL SELECT ({after}) "  # noqa: S608
+        "FROM names WHERE names.target IS NOT NULL) SELECT target FROM names WHERE target IS NOT NULL"
+    )
+
+
+_TARGET_NAMES = _loose_scan("resource")
+_ATTEMPT_TARGETS = _loose_scan("attempt")
+_IS_DUE = "SELECT 1 FROM resource d WHERE d.target = names.target AND d.due_at <= CAST(:now AS DOUBLE PRECISION)"
+_ANY_DUE = " OR ".join(f"EXISTS ({_IS_DUE} AND d.priority = {n})" for n in range(PRIORITY_REPAIR + 1))
+_TARGETS_DUE = _loose_scan("resource", "due_at IS NOT NULL") + f" AND ({_ANY_DUE})"
+
+
+def _trails(limited: Any) -> Any:
+    """Resting rows with a trail, one of whose held identities a waiting row wishes."""
+    r, held, wished = RESOURCE.c, IDENTITY.alias("held"), IDENTITY.alias("wished")
+    other = RESOURCE.alias("other")
+    wanted = (
+        sa.select(sa.literal_column("1"))
+        .select_from(held)
+        .join(
+            wished,
+            sa.and_(
+                wished.c.target == held.c.target,
+                wished.c.kind == held.c.kind,
+                wished.c.value == held.c.value,
+                wished.c.resource_id != held.c.resource_id,
+                wished.c.wished == sa.true(),
+            ),
+        )
+        .join(other, other.c.id == wished.c.resource_id)
+        .where(held.c.resource_id == r.id, held.c.held == sa.true(), other.c.due_at.is_not(None))
+        .correlate(RESOURCE)
+    )
+    return limited.where(sa.text("has_trail"), sa.exists(wanted)).order_by(r.seq)
