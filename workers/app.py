@@ -39,6 +39,7 @@ from workers.targets import Served, rebased
 SUPERVISE_EVERY_S = 2.0
 REQUEST_TIMEOUT_S = 3.0
 CONNECT_AGAIN_S = 2.0
+TROUBLE_EVERY_S = 30.0
 CONTROL_CONCURRENCY_MAX = 4
 ACK_PENDING_MIN = 1_000
 """The consumer's bound lies well above the gateway's window, which is the one that counts."""
@@ -112,6 +113,7 @@ class Worker:
         self._exit = EXIT_OK
         self._started_at = time.time()
         self._client: Client | None = None
+        self._trouble = ("", 0.0)
 
     # ---- life
 
@@ -259,7 +261,11 @@ class Worker:
     # ---- the connection
 
     async def _on_error(self, exc: Exception) -> None:
-        self._log.warning("nats.trouble", error=type(exc).__name__)
+        """Said once per kind of trouble and TROUBLE_EVERY_S, because a bus that is away causes one every second."""
+        kind, now = type(exc).__name__, time.monotonic()
+        if kind != self._trouble[0] or now - self._trouble[1] >= TROUBLE_EVERY_S:
+            self._trouble = (kind, now)
+            self._log.warning("nats.trouble", error=kind)
 
     async def _on_lost(self) -> None:
         self._link.lost()

@@ -66,8 +66,8 @@ async def measure(events: int, concurrency: int) -> dict[str, Any]:
         await client.subscribe("prov.v1.outcome.>", cb=on_outcome)
         await client.subscribe(topology.BEGIN_SUBJECT, cb=on_begin)
         process = psutil.Process(worker.pid)
-        await _bound(request)
-        process.suspend()  # so that everything is stored when the clock starts
+        consumer = await _bound(request)
+        await _pause(request, consumer, "2100-01-01T00:00:00Z")  # so that everything is stored when the clock starts
         js = client.jetstream()
         for number in range(events):
             event = _event(number)
@@ -75,7 +75,7 @@ async def measure(events: int, concurrency: int) -> dict[str, Any]:
             headers = event_headers(event, recorded_at=time.time(), act_before=time.time() + 60)
             await js.publish(topology.event_subject("observe", "user", event.resource), body, headers=headers)
         cpu_before = sum(process.cpu_times()[:2])
-        process.resume()
+        await _pause(request, consumer, "2000-01-01T00:00:00Z")
         async with asyncio.timeout(DONE_WAIT_S):
             await heard.wait()
         cpu = sum(process.cpu_times()[:2]) - cpu_before
@@ -95,14 +95,21 @@ async def measure(events: int, concurrency: int) -> dict[str, Any]:
         server.kill()
 
 
-async def _bound(request: Any) -> None:
-    """Until the worker waits at its consumer."""
+async def _pause(request: Any, consumer: str, until: str) -> None:
+    body = msgspec.json.encode({"pause_until": until})
+    reply = json.loads(await request(f"$JS.API.CONSUMER.PAUSE.{topology.WORK}.{consumer}", body))
+    assert "error" not in reply, reply
+
+
+async def _bound(request: Any) -> str:
+    """Until the worker waits at its consumer, whose name is returned."""
     state = await topology.stream_state(request, topology.WORK)
     assert state is not None
     name = topology.consumer_name("observe", state.created)
     async with asyncio.timeout(20):
         while not json.loads(await request(f"$JS.API.CONSUMER.INFO.{topology.WORK}.{name}", b"")).get("num_waiting"):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+    return name
 
 
 def _event(number: int) -> ProvisioningEvent:
