@@ -1,0 +1,326 @@
+"""Access keys: what Entra calls the Secret Token of a Tenant URL (security requirement S1).
+
+A key is `pg_<id>_<secret>_<check>`: an id to find it by, 256 random bits, and check digits by which a cut or mistyped key is told
+from a wrong one. It is shown once, when it is made; kept is an HMAC-SHA-256 under a pepper of this installation. At most two keys
+of a target live at once, so that one can be replaced without a gap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+import secrets
+import string
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from msgspec import Struct
+
+from gateway.records import KeyRecord
+from gateway.store import Store, Transaction
+
+PREFIX = "pg"
+SECRET_BYTES = 32
+PEPPER_BYTES = 32
+ID_CHARS = 10
+SECRET_CHARS = 43
+CHECK_CHARS = 6
+LIVE_MAX = 2
+DAYS_MIN = 90
+DAYS_MAX = 730
+DAYS_DEFAULT = 365
+DAY_S = 86_400.0
+FRESH_S = 2.0
+"""How long keys that were read are believed; a revocation elsewhere counts after this at the latest."""
+USE_EVERY_S = 60.0
+"""The last use of a key is written at most this often."""
+WARN_DAYS = (1, 7, 14, 30)
+
+Refusal: TypeAlias = Literal["missing", "malformed", "wrong", "expired", "revoked", "unknown_target"]
+"""Why a caller was refused; for the log, never for the answer."""
+
+_DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
+
+
+def is_live(row: KeyRecord, now: float) -> bool:
+    """Whether a key opens anything at this moment (epoch seconds)."""
+    return row.revoked_at is None and now < row.expires_at
+
+
+class NewKey(Struct, frozen=True):
+    """A key that was just made: the only time its text is known."""
+
+    text: str
+    row: KeyRecord
+
+
+class KeyWarning(Struct, frozen=True):
+    """A key that ends soon or has ended.
+
+    Args:
+        days_left: whole days that are left, 0 on the last one.
+        threshold: the smallest of 30, 14, 7 and 1 that is reached; 0 when it has expired.
+    """
+
+    target: str
+    key_id: str
+    days_left: int
+    threshold: int
+    expires_at: float
+
+
+class KeyProblem(Exception):
+    """A key cannot be made or revoked; the text tells an operator why and what to do."""
+
+
+def _in_digits(number: int, width: int) -> str:
+    text = ""
+    while number:
+        number, digit = divmod(number, len(_DIGITS))
+        text = _DIGITS[digit] + text
+    return text.rjust(width, _DIGITS[0])
+
+
+def check_digits(text: str) -> str:
+    """CRC-32 of a key without its last part, as CHECK_CHARS digits of base 62."""
+    return _in_digits(zlib.crc32(text.encode()), CHECK_CHARS)
+
+
+def new_key_text() -> str:
+    """A new key from 256 random bits of the operating system."""
+    key_id = "".join(secrets.choice(_DIGITS) for _ in range(ID_CHARS))
+    secret = _in_digits(int.from_bytes(secrets.token_bytes(SECRET_BYTES), "big"), SECRET_CHARS)
+    body = f"{PREFIX}_{key_id}_{secret}"
+    return f"{body}_{check_digits(body)}"
+
+
+def key_id_of(text: str) -> str | None:
+    """The id in the text of a key; None when this is no key, or one that was cut or mistyped."""
+    if not text.isascii():
+        return None
+    body, _, check = text.rpartition("_")
+    parts = body.split("_")
+    if len(parts) != 3 or parts[0] != PREFIX or len(parts[1]) != ID_CHARS or len(parts[2]) != SECRET_CHARS:
+        return None
+    return parts[1] if check == check_digits(body) else None
+
+
+def digest(pepper: bytes, text: str) -> bytes:
+    """What is kept of a key."""
+    return hmac.digest(pepper, text.encode("utf-8", "replace"), "sha256")
+
+
+def pepper_in(path: Path) -> bytes:
+    """The pepper of this installation, made on first use; several gateways of one installation need the same file.
+
+    Raises:
+        KeyProblem: the file cannot be read or made, is open to everyone, or holds something else.
+    """
+    try:
+        if not path.exists():
+            _make_pepper(path)
+        if path.stat().st_mode & 0o007:
+            raise KeyProblem(f"{path} is accessible to everyone; chmod 600 it.")
+        pepper = bytes.fromhex(path.read_text(encoding="ascii").strip())
+    except OSError as exc:
+        raise KeyProblem(f"{path} cannot be read or made: {exc.strerror}.") from exc
+    except ValueError as exc:
+        raise KeyProblem(
+            f"{path} holds no pepper; without the right file every access key has to be made anew."
+        ) from exc
+    if len(pepper) != PEPPER_BYTES:
+        raise KeyProblem(f"{path} holds no pepper; without the right file every access key has to be made anew.")
+    return pepper
+
+
+def _make_pepper(path: Path) -> None:
+    """Written aside and linked into place: of two gateways that start at once, both use the one that was first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        file.write(secrets.token_bytes(PEPPER_BYTES).hex() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(fresh, path)
+    except FileExistsError:
+        pass
+    finally:
+        fresh.unlink()
+
+
+class _Held(Struct):
+    """The keys of one target as they were read, and when (monotonic seconds)."""
+
+    rows: Mapping[str, KeyRecord]
+    read_at: float
+
+
+class Keys:
+    """The keys of all targets: makes, checks, lists and revokes them.
+
+    Args:
+        store: where their digests are kept.
+        pepper: the secret of this installation, PEPPER_BYTES long.
+        now: epoch seconds.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, store: Store, pepper: bytes, *, now: Callable[[], float], clock: Callable[[], float]) -> None:
+        if len(pepper) != PEPPER_BYTES:
+            raise ValueError(f"a pepper has {PEPPER_BYTES} bytes")
+        self._store = store
+        self._pepper = pepper
+        self._now = now
+        self._clock = clock
+        self._held: dict[str, _Held] = {}
+        self._reading: dict[str, asyncio.Task[_Held]] = {}
+        self._use_written: dict[str, float] = {}
+        self._nobody = digest(pepper, new_key_text())
+
+    async def check(self, target: str, text: str) -> Refusal | None:
+        """Whether a key opens a target now; None when it does, else the reason, which is for the log only.
+
+        Args:
+            target: a configured target, or "" for one that is not: the check then takes as long and finds nothing.
+
+        Raises:
+            StoreError: the keys cannot be read.
+        """
+        key_id = key_id_of(text)
+        rows = await self._rows(target) if target else {}
+        row = rows.get(key_id) if key_id is not None else None
+        right = hmac.compare_digest(row.hash if row is not None else self._nobody, digest(self._pepper, text))
+        if key_id is None:
+            return "malformed"
+        if row is None or not right:
+            return "wrong"
+        now = self._now()
+        if row.revoked_at is not None:
+            return "revoked"
+        if now >= row.expires_at:
+            return "expired"
+        self._note_use(row, now)
+        return None
+
+    def _note_use(self, row: KeyRecord, now: float) -> None:
+        written = self._use_written.get(row.id) or row.last_used_at or 0.0
+        if abs(now - written) >= USE_EVERY_S:
+            self._use_written[row.id] = now
+            self._store.post(lambda ledger: ledger.touch_key(row.id, now))
+
+    async def _rows(self, target: str) -> Mapping[str, KeyRecord]:
+        held = self._held.get(target)
+        if held is not None and self._clock() - held.read_at < FRESH_S:
+            return held.rows
+        reading = self._reading.get(target)
+        if reading is None:
+            reading = asyncio.create_task(self._read(target))
+            self._reading[target] = reading
+        return (await asyncio.shield(reading)).rows
+
+    async def _read(self, target: str) -> _Held:
+        asked_at = self._clock()
+        current = asyncio.current_task()
+        try:
+            rows = await self._store.read(lambda reader: reader.keys(target))
+            held = _Held({row.id: row for row in rows}, asked_at)
+            if self._reading.get(target) is current:
+                self._held[target] = held
+            return held
+        finally:
+            if self._reading.get(target) is current:
+                del self._reading[target]
+
+    def _forget(self, target: str) -> None:
+        """Keys changed: neither what was read counts any more, nor what is being read."""
+        self._held.pop(target, None)
+        self._reading.pop(target, None)
+
+    async def issue(self, target: str, *, days: int = DAYS_DEFAULT, label: str = "", actor: str) -> NewKey:
+        """Make a key. Its text is in the answer and nowhere else.
+
+        Args:
+            days: DAYS_MIN to DAYS_MAX.
+            actor: who asked for it (audited).
+
+        Raises:
+            KeyProblem: the number of days is out of range, or LIVE_MAX keys of this target live already.
+        """
+        if not DAYS_MIN <= days <= DAYS_MAX:
+            raise KeyProblem(f"A key lives {DAYS_MIN} to {DAYS_MAX} days; {days} were asked for.")
+        text = new_key_text()
+        key_id = text.split("_")[1]
+        now = self._now()
+        row = KeyRecord(
+            id=key_id,
+            target=target,
+            label=label,
+            prefix=f"{PREFIX}_{key_id}",
+            hash=digest(self._pepper, text),
+            created_at=now,
+            expires_at=now + days * DAY_S,
+        )
+
+        def job(ledger: Transaction) -> bool:
+            if sum(is_live(held, now) for held in ledger.keys(target)) >= LIVE_MAX:
+                return False
+            ledger.add_key(row)
+            detail = {"days": days, "label": label}
+            ledger.audit(at=now, actor=actor, action="key.issued", target=target, subject=row.id, detail=detail)
+            return True
+
+        if not await self._store.run(job):
+            raise KeyProblem(
+                f"{target} has {LIVE_MAX} live keys. Revoke the one that is no longer used in Entra first."
+            )
+        self._forget(target)
+        return NewKey(text, row)
+
+    async def revoke(self, target: str, key_id: str, *, actor: str) -> KeyRecord:
+        """End a key: at once in this process, within FRESH_S in others. A key that was ended before stays as it is.
+
+        Raises:
+            KeyProblem: the target has no such key.
+        """
+        now = self._now()
+
+        def job(ledger: Transaction) -> KeyRecord | None:
+            row = next((held for held in ledger.keys(target) if held.id == key_id), None)
+            if row is not None and row.revoked_at is None:
+                ledger.revoke_key(key_id, now)
+                ledger.audit(at=now, actor=actor, action="key.revoked", target=target, subject=key_id, detail={})
+            return row
+
+        row = await self._store.run(job)
+        self._forget(target)
+        if row is None:
+            raise KeyProblem(f"{target} has no key {key_id}.")
+        return row
+
+    async def listed(self, target: str | None = None) -> list[KeyRecord]:
+        """The keys of one target or of all, oldest first, ended ones included; `expiry_warnings` takes them as they are."""
+        return await self._store.read(lambda reader: reader.keys(target))
+
+
+def expiry_warnings(rows: Iterable[KeyRecord], now: float) -> list[KeyWarning]:
+    """Keys that end within 30 days or have ended without being revoked, soonest first.
+
+    An expired key is no longer worth a warning when a later one of its target lives.
+    """
+    held = [row for row in rows if row.revoked_at is None]
+    live_targets = {row.target for row in held if is_live(row, now)}
+    warnings = []
+    for row in sorted(held, key=lambda row: row.expires_at):
+        left_s = row.expires_at - now
+        if left_s <= 0:
+            if row.target not in live_targets:
+                warnings.append(KeyWarning(row.target, row.id, 0, 0, row.expires_at))
+            continue
+        reached = [days for days in WARN_DAYS if left_s <= days * DAY_S]
+        if reached:
+            warnings.append(KeyWarning(row.target, row.id, int(left_s // DAY_S), min(reached), row.expires_at))
+    return warnings

@@ -1,0 +1,452 @@
+"""The SCIM listener: one ASGI application from parts that somebody else has made.
+
+`Edge` stands before everything: it bounds what a request may cost, asks who calls, writes one log line, and turns whatever goes
+wrong into a SCIM error. Behind it Litestar routes to `gateway/endpoints.py` and `gateway/discovery.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from litestar import Litestar, Request, Response, delete, get, patch, post, put
+from litestar.enums import HttpMethod, ScopeType
+from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
+from litestar.handlers import HTTPRouteHandler
+from litestar.response.base import ASGIResponse
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from msgspec import Struct
+
+from gateway.auth import Authenticator, Buckets
+from gateway.discovery import Discovery
+from gateway.endpoints import NoGroups, OtherSpellings, Reply, Resources, Users
+from gateway.intake import Intake
+from gateway.keys import Keys
+from gateway.messages import (
+    MEDIA_TYPE,
+    Limits,
+    ScimError,
+    invalid_syntax,
+    too_large,
+    unavailable,
+    unsupported_media_type,
+)
+from gateway.store import Store
+from gateway.writer import StoreError
+from schemas.config import LimitSettings, TargetSettings
+from schemas.logs import logger
+from schemas.specs import Spec
+
+PREFIX = "/scim/v2"
+REQUESTS_MAX = 2_000
+"""Requests in work at once; the next are asked to come again."""
+STORE_RETRY_AFTER_S = 5
+BUSY_RETRY_AFTER_S = 1
+
+_MEDIA_TYPES = frozenset(("", MEDIA_TYPE, "application/json"))
+_HOST = re.compile(r"[A-Za-z0-9.\-:\[\]_]{1,255}\Z")
+_CLOSE = {"Connection": "close"}
+"""Sent when a body was not read to its end: what is left of it must not be taken for the next request."""
+
+log = logger()
+
+
+async def _always_ready() -> bool:
+    return True
+
+
+class ScimParts(Struct, kw_only=True):
+    """What the SCIM listener is made of.
+
+    Args:
+        targets: settings of the configured targets by name.
+        spec_of: the connector's declaration of a target, None while no worker has announced one.
+        public_url: how Entra reaches this gateway, e.g. `https://provgate.example.com`; "" takes the Host of each request.
+        ready: whether requests can be served (readiness probe).
+        other_spellings: see `gateway/endpoints.py`.
+        groups: the operations on groups; without, no target takes any.
+        observed: is told target, operation and status of every SCIM request (metrics).
+        clock: monotonic seconds.
+    """
+
+    store: Store
+    intake: Intake
+    keys: Keys
+    targets: Callable[[], Mapping[str, TargetSettings]]
+    spec_of: Callable[[str], Spec | None] = lambda target: None
+    limits: LimitSettings = LimitSettings()
+    public_url: str = ""
+    ready: Callable[[], Awaitable[bool]] = _always_ready
+    other_spellings: OtherSpellings | None = None
+    groups: Resources | None = None
+    observed: Callable[[str, str, int], None] = lambda target, op, status: None
+    clock: Callable[[], float] = time.monotonic
+
+
+def limits_of(settings: LimitSettings) -> Limits:
+    """The configured bounds as the SCIM functions take them."""
+    return Limits(
+        body_bytes_max=settings.body_bytes_max,
+        group_body_bytes_max=settings.group_body_bytes_max,
+        headers_bytes_max=settings.header_bytes_max,
+        url_bytes_max=settings.url_bytes_max,
+        depth_max=settings.depth_max,
+        keys_max=settings.keys_max,
+        members_max=settings.members_max,
+        operations_max=settings.operations_max,
+        string_bytes_max=settings.string_chars_max,
+        filter_bytes_max=settings.filter_chars_max,
+        filter_depth_max=settings.filter_depth_max,
+        filter_terms_max=settings.filter_terms_max,
+        count_max=settings.count_max,
+        body_wait_s=settings.body_wait_s,
+    )
+
+
+class ClientGone(Exception):
+    """The caller hung up before its request was complete; nobody is left to answer."""
+
+
+class HttpCall:
+    """One authenticated request; the `Call` of `gateway/endpoints.py`."""
+
+    __slots__ = ("_limits", "_receive", "_scope", "base", "query", "resource", "target")
+
+    def __init__(self, scope: Scope, receive: Receive, limits: Limits, public_url: str) -> None:
+        path = scope["path_params"]
+        self._scope = scope
+        self._receive = receive
+        self._limits = limits
+        self.target: str = path["target"]
+        self.resource: str = path.get("resource", "")
+        self.query: bytes = scope["query_string"]
+        self.base = f"{public_url or _own_address(scope)}{PREFIX}/{self.target}"
+
+    def header(self, name: bytes) -> str | None:
+        """One request header by its lower-case name; several are joined (RFC 9110 section 5.3)."""
+        held = [value for key, value in self._scope["headers"] if key == name]
+        return b",".join(held).decode("latin-1") if held else None
+
+    async def body(self, bytes_max: int) -> bytes:
+        """The whole body, within its bounds of type, size and time.
+
+        Raises:
+            ScimError: 415, 413 (before anything is read when its length was announced), 408, 400.
+            ClientGone: the connection was closed before its end.
+        """
+        media_type = (self.header(b"content-type") or "").partition(";")[0].strip().lower()
+        if media_type not in _MEDIA_TYPES:
+            raise unsupported_media_type()
+        announced = self.header(b"content-length")
+        if announced is not None:
+            if not (announced.isascii() and announced.isdigit()):
+                raise invalid_syntax("Content-Length is not a number")
+            if len(announced) > 18 or int(announced) > bytes_max:
+                raise _closing(too_large("The request body", bytes_max))
+        try:
+            async with asyncio.timeout(self._limits.body_wait_s):
+                return await self._read(bytes_max)
+        except TimeoutError:
+            wait_s = self._limits.body_wait_s
+            raise ScimError(408, f"The request body did not arrive within {wait_s:g} s.", headers=_CLOSE) from None
+
+    async def _read(self, bytes_max: int) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message: Any = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part = message.get("body", b"")
+            size += len(part)
+            if size > bytes_max:
+                raise _closing(too_large("The request body", bytes_max))
+            if not message.get("more_body", False):
+                return b"".join((*parts, part)) if parts else part
+            parts.append(part)
+
+
+def _closing(error: ScimError) -> ScimError:
+    error.headers.update(_CLOSE)
+    return error
+
+
+def _own_address(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"host":
+            host = value.decode("latin-1")
+            if _HOST.match(host):
+                return f"{scope['scheme']}://{host}"
+    return ""
+
+
+# ---- routes
+
+
+def scim_app(parts: ScimParts) -> ASGIApp:
+    """The whole SCIM listener as an ASGI application."""
+    limits = limits_of(parts.limits)
+    public_url = parts.public_url.rstrip("/")
+    users: Resources = Users(parts.store, parts.intake, limits, other_spellings=parts.other_spellings)
+    groups: Resources = parts.groups if parts.groups is not None else NoGroups(parts.spec_of, limits)
+    discovery = Discovery(parts.spec_of, count_max=limits.count_max)
+
+    def call_of(request: Request[Any, Any, Any]) -> HttpCall:
+        return HttpCall(request.scope, request.receive, limits, public_url)
+
+    routes = [
+        *_resource_routes("Users", users, call_of),
+        *_resource_routes("Groups", groups, call_of),
+        *_discovery_routes(discovery, call_of),
+        *_health_routes(parts.ready),
+    ]
+    inner = Litestar(
+        routes,
+        openapi_config=None,
+        logging_config=None,
+        exception_handlers={Exception: _let_through, HTTPException: _let_through},
+    )
+    return Edge(inner, parts, limits)
+
+
+CallOf = Callable[[Request[Any, Any, Any]], HttpCall]
+
+
+def _resource_routes(name: str, resources: Resources, call_of: CallOf) -> list[HTTPRouteHandler]:
+    collection = f"{PREFIX}/{{target:str}}/{name}"
+    one = f"{collection}/{{resource:str}}"
+
+    @get(collection, name=f"{name}.search")
+    async def search(request: Request[Any, Any, Any]) -> ASGIResponse:
+        return _answer(await resources.search(call_of(request)))
+
+    @post(collection, name=f"{name}.create")
+    async def create(request: Request[Any, Any, Any]) -> ASGIResponse:
+        return _answer(await resources.create(call_of(request)))
+
+    @get(one, name=f"{name}.get")
+    async def get_one(request: Request[Any, Any, Any]) -> ASGIResponse:
+        return _answer(await resources.get(call_of(request)))
+
+    @put(one, name=f"{name}.replace")
+    async def replace(request: Request[Any, Any, Any]) -> ASGIResponse:
+        return _answer(await resources.replace(call_of(request)))
+
+    @patch(one, name=f"{name}.change")
+    async def change(request: Request[Any, Any, Any]) -> ASGIResponse:
+        return _answer(await resources.change(call_of(request)))
+
+    @delete(one, name=f"{name}.delete", status_code=200)
+    async def delete_one(request: Request[Any, Any, Any]) -> ASGIResponse:
+        return _answer(await resources.delete(call_of(request)))
+
+    return [search, create, get_one, replace, change, delete_one]
+
+
+def _discovery_routes(discovery: Discovery, call_of: CallOf) -> list[HTTPRouteHandler]:
+    tenant = f"{PREFIX}/{{target:str}}"
+
+    @get(f"{tenant}/ServiceProviderConfig")
+    async def provider_config(request: Request[Any, Any, Any]) -> ASGIResponse:
+        call = call_of(request)
+        return _answer(Reply(200, discovery.provider_config(call.target, call.base)))
+
+    @get(f"{tenant}/ResourceTypes")
+    async def resource_types(request: Request[Any, Any, Any]) -> ASGIResponse:
+        call = call_of(request)
+        return _answer(Reply(200, discovery.resource_types(call.target, call.base)))
+
+    @get(f"{tenant}/ResourceTypes/{{resource:str}}")
+    async def resource_type(request: Request[Any, Any, Any]) -> ASGIResponse:
+        call = call_of(request)
+        return _answer(Reply(200, discovery.resource_type(call.target, call.base, call.resource)))
+
+    @get(f"{tenant}/Schemas")
+    async def schemas(request: Request[Any, Any, Any]) -> ASGIResponse:
+        call = call_of(request)
+        return _answer(Reply(200, discovery.schemas(call.target, call.base)))
+
+    @get(f"{tenant}/Schemas/{{resource:str}}")
+    async def schema(request: Request[Any, Any, Any]) -> ASGIResponse:
+        call = call_of(request)
+        return _answer(Reply(200, discovery.schema(call.target, call.base, call.resource)))
+
+    return [provider_config, resource_types, resource_type, schemas, schema]
+
+
+def _health_routes(is_ready: Callable[[], Awaitable[bool]]) -> list[HTTPRouteHandler]:
+    @get("/health/live")
+    async def live() -> ASGIResponse:
+        return ASGIResponse(body=b'{"status":"ok"}', media_type="application/json")
+
+    @get("/health/ready")
+    async def ready() -> ASGIResponse:
+        if await is_ready():
+            return ASGIResponse(body=b'{"status":"ok"}', media_type="application/json")
+        return ASGIResponse(body=b'{"status":"unavailable"}', media_type="application/json", status_code=503)
+
+    return [live, ready]
+
+
+def _answer(reply: Reply) -> ASGIResponse:
+    return ASGIResponse(body=reply.body, media_type=MEDIA_TYPE, status_code=reply.status, headers=reply.headers)
+
+
+# ---- errors
+
+
+def _let_through(_: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    """Every error belongs to `Edge`, which makes a SCIM error of it."""
+    raise error
+
+
+def _http_error(scope: HTTPScope, error: HTTPException) -> ScimError:
+    """What Litestar itself refuses: unknown paths, methods that are not there, a Host header that is none."""
+    if isinstance(error, NotFoundException):
+        return ScimError(404, "There is nothing at this address. Check the Tenant URL.")
+    if isinstance(error, MethodNotAllowedException):
+        allow = ", ".join(_methods(scope["path"]))
+        return ScimError(405, f"This address takes {allow} and nothing else.", headers={"Allow": allow})
+    return ScimError(error.status_code, "The request cannot be understood.")
+
+
+def _methods(path: str) -> tuple[str, ...]:
+    segments = [part for part in path.split("/") if part]
+    if len(segments) < 4 or segments[0] == "health" or segments[3] not in ("Users", "Groups"):
+        return ("GET", "HEAD")
+    return ("GET", "HEAD", "POST") if len(segments) == 4 else ("GET", "HEAD", "PUT", "PATCH", "DELETE")
+
+
+# ---- the edge
+
+_KINDS = frozenset(("Users", "Groups", "ServiceProviderConfig", "ResourceTypes", "Schemas"))
+
+
+class Edge:
+    """The outermost ASGI application: bounds, authentication, errors, and one log line per request.
+
+    The order of questions matters: what costs nothing comes first, a caller's own rate is counted before its key is looked at,
+    and a target's rate only after, so that strangers cannot use up what belongs to Entra.
+    """
+
+    def __init__(self, inner: ASGIApp, parts: ScimParts, limits: Limits) -> None:
+        self._inner = inner
+        self._limits = limits
+        self._targets = parts.targets
+        self._observed = parts.observed
+        self._clock = parts.clock
+        self._auth = Authenticator(parts.keys, parts.targets)
+        self._per_source = Buckets(parts.limits.requests_per_s_per_source, parts.clock)
+        self._per_target = Buckets(parts.limits.requests_per_s_per_target, parts.clock)
+        self._in_work = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or pass the lifespan on."""
+        if scope["type"] != ScopeType.HTTP:
+            await self._inner(scope, receive, send)
+            return
+        segments = [part for part in scope["path"].split("/") if part]
+        if segments[:1] == ["health"]:
+            await self._inner(_as_get(scope), receive, send)
+            return
+        started = self._clock()
+        status = 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        target = segments[2] if len(segments) > 2 else ""
+        self._in_work += 1
+        try:
+            await self._serve(scope, receive, sending, segments, target)
+        except ScimError as error:
+            await self._fail(status, sending, error)
+        except HTTPException as error:
+            await self._fail(status, sending, _http_error(scope, error))
+        except StoreError as error:
+            log.warning("store.unavailable", target=self._name(target), error=type(error).__name__)
+            await self._fail(status, sending, unavailable("The gateway cannot take this now", STORE_RETRY_AFTER_S))
+        except ClientGone:
+            status = 499
+        except Exception as error:
+            await self._fail(status, sending, _unexpected(error, self._name(target)))
+        finally:
+            self._in_work -= 1
+            self._note(scope["method"], segments, target, status, started)
+
+    async def _serve(self, scope: HTTPScope, receive: Receive, send: Send, segments: list[str], target: str) -> None:
+        if self._in_work > REQUESTS_MAX:
+            raise unavailable("Too many requests at once", BUSY_RETRY_AFTER_S)
+        self._check_size(scope)
+        client = scope.get("client")
+        self._per_source.take(client[0] if client else "")
+        await self._auth.admit(target if segments[:2] == ["scim", "v2"] else "", scope["headers"])
+        self._per_target.take(target)
+        await self._inner(_as_get(scope), receive, send)
+
+    def _check_size(self, scope: HTTPScope) -> None:
+        url_bytes = len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"])
+        if url_bytes > self._limits.url_bytes_max:
+            limit = self._limits.url_bytes_max
+            raise _closing(ScimError(414, f"The address is longer than the limit of {limit:,} bytes."))
+        header_bytes = 0
+        for name, value in scope["headers"]:
+            header_bytes += len(name) + len(value)
+        if header_bytes > self._limits.headers_bytes_max:
+            limit = self._limits.headers_bytes_max
+            raise _closing(ScimError(431, f"The headers are larger than the limit of {limit:,} bytes."))
+
+    async def _fail(self, status: int, send: Send, error: ScimError) -> None:
+        if status:
+            raise error  # the answer has begun: the server closes the connection
+        await _send_error(send, error)
+
+    def _name(self, target: str) -> str:
+        """The target for logs and metrics; a name that is not configured was chosen by the caller."""
+        return target if target in self._targets() else "unknown"
+
+    def _note(self, method: str, segments: list[str], target: str, status: int, started: float) -> None:
+        name = self._name(target)
+        kind = segments[3] if len(segments) > 3 and segments[3] in _KINDS else "other"
+        path = f"{PREFIX}/{{target}}/{kind}/{{id}}" if len(segments) > 4 else f"{PREFIX}/{{target}}/{kind}"
+        self._observed(name, f"{method} {kind}", status)
+        settings = self._targets().get(target)
+        if status < 400 and settings is not None and settings.log_level == "warning":
+            return
+        ms = round((self._clock() - started) * 1000, 2)
+        log.info("scim.request", method=method, path=path, target=name, status=status, ms=ms)
+
+
+def _as_get(scope: HTTPScope) -> HTTPScope:
+    """HEAD is answered as GET; the server leaves the body out (RFC 9110 section 9.3.2)."""
+    return {**scope, "method": HttpMethod.GET} if scope["method"] == "HEAD" else scope
+
+
+def _unexpected(error: Exception, target: str) -> ScimError:
+    """500 that says nothing but an id; the log has the type and the place, never the text, which may hold values."""
+    error_id = secrets.token_hex(8)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f"{trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}" if trace is not None else ""
+    log.error("scim.failed", target=target, error=type(error).__name__, at=place, error_id=error_id)
+    return ScimError(
+        500,
+        f"The gateway failed. Its operator finds the cause in the log under {error_id}.",
+        extra={"errorId": error_id},
+    )
+
+
+async def _send_error(send: Send, error: ScimError) -> None:
+    body = error.to_bytes()
+    headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+    headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in error.headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

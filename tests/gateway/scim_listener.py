@@ -1,0 +1,370 @@
+"""A whole SCIM listener on a free port: real HTTP server, real SQLite store, the real engine, and a worker that answers at once.
+
+Only the message bus is short-circuited: `InstantBus` hands each event to `workers.delivery.deliver` and folds what comes of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import uvicorn
+from msgspec import Struct
+from yarl import URL
+
+from connectors.contract import Connector, Delivery, Directory, Endpoint, Found, Identity
+from gateway.bus import Message, ProbeReply, Published
+from gateway.dispatch import Dispatcher
+from gateway.intake import Intake, Waiters
+from gateway.keys import PEPPER_BYTES, Keys
+from gateway.outcomes import Outcomes
+from gateway.scim_app import ScimParts, scim_app
+from gateway.store import Store
+from schemas.config import LimitSettings, TargetSettings
+from schemas.errors import NormalizationError, Unavailable
+from schemas.events import decode_event
+from schemas.resources import User
+from schemas.specs import Attribute, Spec
+from workers.delivery import deliver
+
+START_WAIT_S = 10.0
+STREAM = "stream-1"
+ALPHA, BETA = "alpha", "beta"
+USER = "urn:ietf:params:scim:schemas:core:2.0:User"
+PATCH = "urn:ietf:params:scim:api:messages:2.0:PatchOp"
+
+
+class WallClock:
+    """The real time."""
+
+    def now(self) -> float:
+        return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class NoSettings(Struct, frozen=True):
+    """Nothing to set."""
+
+
+class Shelf(Connector[NoSettings, User]):
+    """A product that keeps accounts in a dictionary; titles named `forbidden` are refused, and it can be away."""
+
+    spec = Spec(
+        name="shelf",
+        title="Shelf",
+        attributes=(Attribute("userName", "login", required=True), Attribute("title", "title")),
+        groups_step="Switch group provisioning off in Entra.",
+    )
+    settings_type = NoSettings
+
+    def __init__(self) -> None:
+        super().__init__(NoSettings(), None)  # type: ignore[arg-type]
+        self.accounts: dict[str, User] = {}
+        self.away = False
+        self._ids = itertools.count(1)
+
+    @classmethod
+    def endpoint(cls, settings: NoSettings) -> Endpoint | None:
+        return None
+
+    def normalize(self, user: User, directory: Directory) -> User:
+        if user.title == "forbidden":
+            raise NormalizationError("title must not be 'forbidden'. Map another attribute.", attribute="title")
+        return user
+
+    def account_keys(self, account: User) -> tuple[str, ...]:
+        return ("".join(char for char in account.user_name if char.isdigit()),)
+
+    async def find(self, account: User | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
+        self._answer()
+        wanted = {text.partition(":")[2] for text in identities}
+        return [
+            Found(account_id, f"userName:{user.user_name.casefold()}")
+            for account_id, user in self.accounts.items()
+            if user.user_name.casefold() in wanted
+        ]
+
+    async def create(self, account: User, ctx: Delivery) -> str:
+        self._answer()
+        account_id = f"shelf-{next(self._ids)}"
+        self.accounts[account_id] = account
+        return account_id
+
+    async def update(self, account_id: str, account: User, ctx: Delivery) -> None:
+        self._answer()
+        self.accounts[account_id] = account
+
+    async def delete(self, account_id: str, ctx: Delivery) -> None:
+        self._answer()
+        self.accounts.pop(account_id, None)
+
+    def _answer(self) -> None:
+        if self.away:
+            raise Unavailable("Shelf does not answer.")
+
+
+class _Names:
+    def names(self, kind: str) -> Sequence[str]:
+        return ()
+
+    async def refresh(self) -> bool:
+        return False
+
+
+class _Owned:
+    def check(self) -> None:
+        return None
+
+
+class InstantBus:
+    """A bus whose only worker takes every event the moment it is published."""
+
+    def __init__(self, connector: Shelf, spawn: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+        self.connector = connector
+        self.spawn = spawn
+        self.outcomes: Outcomes | None = None
+
+    def connected(self) -> bool:
+        return True
+
+    async def publish(self, message: Message) -> Published:
+        self.spawn(self._work(message))
+        return Published.STORED
+
+    async def _work(self, message: Message) -> None:
+        outcome = await deliver(
+            decode_event(message.body),
+            delivery=1,
+            connector=self.connector,
+            directory=_Names(),
+            owned=_Owned(),
+            new_id=lambda: uuid.uuid4().hex,
+            clock=time.time,
+        )
+        assert outcome is not None
+        assert self.outcomes is not None
+        await self.outcomes.fold(outcome)
+
+    async def holds(self, target: str, kind: str, resource: str) -> bool | None:
+        return False
+
+    async def outcomes_end(self) -> tuple[str, int] | None:
+        return (STREAM, 0)
+
+    async def outcomes_folded(self) -> tuple[str, int] | None:
+        return (STREAM, 0)
+
+    async def streams(self) -> dict[str, str] | None:
+        return {"PROV_WORK": STREAM}
+
+    async def probe(self, target: str) -> ProbeReply | None:
+        return ProbeReply(ok=True)
+
+    def announce_settled(self, resource: str) -> None:
+        return None
+
+
+class Answer(Struct):
+    """An HTTP answer: status, headers with lower-case names, the raw body and what it decodes to (None when empty)."""
+
+    status: int
+    headers: dict[str, str]
+    raw: bytes
+    body: Any
+
+
+class Listener:
+    """A running SCIM listener with two targets, a key for each, and a client."""
+
+    def __init__(self, store: Store, keys: Keys, shelf: Shelf, port: int, tokens: dict[str, str]) -> None:
+        self.store = store
+        self.keys = keys
+        self.shelf = shelf
+        self.port = port
+        self.tokens = tokens
+        self.intake: Intake
+        self.ready = True
+        self.session: aiohttp.ClientSession
+
+    @property
+    def origin(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def base(self, target: str = ALPHA) -> str:
+        return f"{self.origin}/scim/v2/{target}"
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        target: str = ALPHA,
+        json: Any = None,
+        data: bytes | None = None,
+        token: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Answer:
+        """One request; `path` follows the tenant URL and is sent as it is. `token` "" sends none."""
+        sent = {"Authorization": f"Bearer {self.tokens[target] if token is None else token}"}
+        if token == "":
+            sent = {}
+        if json is not None:
+            data = msgspec.json.encode(json)
+        if data is not None:
+            sent["Content-Type"] = "application/scim+json; charset=utf-8"
+        sent.update(headers or {})
+        url = URL(f"{self.base(target)}{path}", encoded=True)
+        skip = () if "Content-Type" in sent else ("Content-Type",)
+        async with self.session.request(method, url, data=data, headers=sent, skip_auto_headers=skip) as answer:
+            raw = await answer.read()
+            named = {name.lower(): value for name, value in answer.headers.items()}
+            return Answer(answer.status, named, raw, msgspec.json.decode(raw) if raw else None)
+
+    async def get(self, path: str, **options: Any) -> Answer:
+        return await self.send("GET", path, **options)
+
+    async def post(self, path: str, json: Any, **options: Any) -> Answer:
+        return await self.send("POST", path, json=json, **options)
+
+    async def patch(self, path: str, *operations: dict[str, Any], **options: Any) -> Answer:
+        return await self.send("PATCH", path, json={"schemas": [PATCH], "Operations": list(operations)}, **options)
+
+    async def user(
+        self, name: str = "ada@contoso.example", *, target: str = ALPHA, **attributes: Any
+    ) -> dict[str, Any]:
+        """Create one and give its resource."""
+        answer = await self.post("/Users", {"schemas": [USER], "userName": name, **attributes}, target=target)
+        assert answer.status == 201, answer.body
+        body: dict[str, Any] = answer.body
+        return body
+
+    async def raw(self, request: bytes, *, wait_s: float = 5.0) -> bytes:
+        """Send bytes as they are, and read until the server closes or falls silent."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(request)
+            received = b""
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                async with asyncio.timeout(wait_s):
+                    while part := await reader.read(65_536):
+                        received += part
+                        head, _, rest = received.partition(b"\r\n\r\n")
+                        length = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+                        if length and len(rest) >= int(length[0].split(b":")[1]):
+                            break
+            return received
+        finally:
+            writer.close()
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    folder: Path,
+    *,
+    limits: LimitSettings | None = None,
+    answer_wait_s: float = 4.0,
+    store: Store | None = None,
+    **parts: Any,
+) -> AsyncIterator[Listener]:
+    """Start a listener; everything is stopped at the end.
+
+    Args:
+        parts: further fields of `ScimParts`.
+    """
+    own = store is None
+    store = store or Store.open(folder / "store.sqlite3")
+    tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    clock = WallClock()
+    settings = {ALPHA: TargetSettings(connector="shelf"), BETA: TargetSettings(connector="shelf")}
+    waiters = Waiters()
+    shelf = Shelf()
+    bus = InstantBus(shelf, spawn)
+    dispatcher = Dispatcher(store, bus, clock, spawn, lambda: settings)
+    bus.outcomes = Outcomes(
+        store,
+        bus,
+        clock,
+        dispatcher,
+        lambda: settings,
+        jitter=lambda: 0.5,
+        on_settled=lambda row: waiters.wake(row.id, row),
+        awaited=waiters.awaited,
+    )
+    intake = Intake(
+        store,
+        dispatcher,
+        waiters,
+        clock,
+        lambda: settings,
+        answer_wait_s=answer_wait_s,
+        new_id=lambda: uuid.uuid4().hex,
+        new_resource=lambda: str(uuid.uuid4()),
+        healthy=lambda target: True,
+        identity_paths=lambda target: ("userName",),
+    )
+    keys = Keys(store, bytes(range(PEPPER_BYTES)), now=time.time, clock=time.monotonic)
+    tokens = {target: (await keys.issue(target, actor="test")).text for target in settings}
+    listener = Listener(store, keys, shelf, 0, tokens)
+    listener.intake = intake
+
+    async def ready() -> bool:
+        return listener.ready
+
+    app = scim_app(
+        ScimParts(
+            store=store,
+            intake=intake,
+            keys=keys,
+            targets=lambda: settings,
+            ready=ready,
+            limits=limits or LimitSettings(),
+            **{"spec_of": lambda target: Shelf.spec, **parts},
+        )
+    )
+    talk = socket.socket(proto=socket.IPPROTO_TCP)  # without the protocol asyncio leaves Nagle on: 40 ms per answer
+    talk.bind(("127.0.0.1", 0))
+    listener.port = talk.getsockname()[1]
+    config = uvicorn.Config(
+        app,
+        loop="none",
+        http="httptools",
+        access_log=False,
+        log_level="critical",
+        lifespan="on",
+        timeout_graceful_shutdown=2,
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[talk]))
+    try:
+        async with asyncio.timeout(START_WAIT_S):
+            while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+                await asyncio.sleep(0.005)
+        async with aiohttp.ClientSession() as session:
+            listener.session = session
+            yield listener
+    finally:
+        server.should_exit = True
+        await serving
+        for task in list(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        talk.close()
+        if own:
+            await store.close()
