@@ -32,8 +32,8 @@ from gateway.tables import (
 from schemas.states import PRIORITY, PRIORITY_REPAIR, Result
 from schemas.topology import SETTLE_S
 
-NOT_A_CALL = frozenset({Result.POISON, Result.GAVE_UP})
-"""Results that say nothing about the health of a target: the connector failed, or the delivery was no longer ours."""
+NOT_A_CALL = frozenset({Result.GAVE_UP})
+"""Results that say nothing about the health of a target: the delivery was no longer ours."""
 STATEMENTS_KEPT = 512
 
 
@@ -117,9 +117,11 @@ class Statements:
         ]
         clauses["due"] = limited.where(r.seq.in_(sa.union_all(*branches))).order_by(r.priority, r.due_at, r.seq)
         clauses["targets_due"] = sa.text(_TARGETS_DUE).columns(target=sa.String)
-        clauses["unpublished"] = limited.where(flying, r.published.is_(sa.false())).order_by(r.heard_at, r.seq)
-        clauses["unheard"] = limited.where(flying, r.heard_at < _p("before")).order_by(r.heard_at, r.seq)
-        clauses["read_backs"] = limited.where(r.read_back_at <= _p("now")).order_by(r.read_back_at, r.seq)
+        clauses["unpublished"] = limited.where(flying, r.published.is_(sa.false())).order_by(r.seq)
+        clauses["unheard"] = limited.where(flying, r.published.is_(sa.true()), r.heard_at < _p("before")).order_by(
+            r.seq
+        )
+        clauses["read_backs"] = limited.where(r.read_back_at <= _p("now")).order_by(r.seq)
         clauses["trails"] = _trails(limited)
         clauses["mark_published"] = (
             sa.update(RESOURCE)
@@ -134,7 +136,7 @@ class Statements:
         clauses["expect_outcomes"] = sa.update(RESOURCE).where(flying).values(heard_at=sa.literal_column("0.0"))
         clauses["expect_read_backs"] = (
             sa.update(RESOURCE)
-            .where(~flying, sa.or_(_is(r.state, "applied"), _is(r.state, "gone")), r.settled_at >= _p("since"))
+            .where(~flying, sa.or_(_is(r.state, "applied"), _is(r.state, "gone")), r.settled_at > _p("since"))
             .values(read_back_at=_p("at"))
         )
         clauses["hasten"] = (
@@ -188,7 +190,7 @@ class Statements:
         clauses["population"] = sa.select(sa.func.count()).where(r.target == _p("target"), r.visible == sa.true())
 
         # identities
-        clauses["put_identity"] = self._upsert(IDENTITY, ["resource_id", "value"], ["wished", "held"])
+        clauses["put_identity"] = self._upsert(IDENTITY, ["resource_id", "value"], ["wished", "held", "trail"])
         self._columns["put_identity"] = _names(IDENTITY)
         clauses["drop_identity"] = sa.delete(IDENTITY).where(i.resource_id == _p("row_id"), i.value == _p("identity"))
         clauses["wished"] = one.where(
@@ -206,7 +208,7 @@ class Statements:
 
         # events
         clauses["add_event"] = sa.insert(EVENT)
-        self._columns["add_event"] = [name for name in _names(EVENT) if name not in ("seq", "outcome", "outcome_at")]
+        self._columns["add_event"] = [name for name in _names(EVENT) if name != "seq"]
         clauses["close_events"] = (
             sa.update(EVENT)
             .where(e.resource_id == _p("row_id"), e.generation <= _p("upto"), e.outcome.is_(None))
@@ -227,8 +229,8 @@ class Statements:
         )
 
         # attempts
-        clauses["record_attempt"] = self._insert_new(ATTEMPT, "id", sa.literal_column("0"))
-        self._columns["record_attempt"] = _names(ATTEMPT)
+        clauses["record_attempt"] = self._insert_new(ATTEMPT, "id", a.seq)
+        self._columns["record_attempt"] = [name for name in _names(ATTEMPT) if name != "seq"]
         failed = _is(a.result, Result.RETRY.value)
         recent = sa.and_(
             a.target == _p("target"),
@@ -239,9 +241,9 @@ class Statements:
             sa.func.count(),
             sa.func.count(sa.case((failed, 1))),
             sa.func.count(sa.case((failed, a.resource_id)).distinct()),
-            sa.func.max(sa.case((failed, None), else_=a.ended_at)),
+            sa.func.max(sa.case((failed, None), else_=a.seq)),
         ).where(recent)
-        clauses["failures_since"] = sa.select(sa.func.count()).where(recent, failed, a.ended_at > _p("after"))
+        clauses["failures_since"] = sa.select(sa.func.count()).where(recent, failed, a.seq > _p("after"))
 
         # targets, streams, audit, keys
         t, k, u = TARGET.c, KEY.c, AUDIT.c
@@ -330,7 +332,7 @@ class Statements:
         clauses["attempts_of"] = (
             sa.select(*(a[name] for name in AttemptRecord.__struct_fields__))
             .where(a.resource_id == _p("id"))
-            .order_by(a.ended_at.desc(), a.id.desc())
+            .order_by(a.ended_at.desc(), a.seq.desc())
             .limit(_p("limit", sa.Integer))
         )
         clauses["event_document"] = sa.select(e.document).where(
@@ -346,8 +348,8 @@ class Statements:
         bound = _p("limit", sa.Integer)
         old_events = sa.select(e.seq).where(e.created_at < _p("before"), e.outcome.is_not(None)).limit(bound)
         clauses["purge_events"] = sa.delete(EVENT).where(e.seq.in_(old_events)).returning(e.seq)
-        old_attempts = sa.select(a.id).where(a.target == _p("name"), a.ended_at < _p("before")).limit(bound)
-        clauses["purge_attempts"] = sa.delete(ATTEMPT).where(a.id.in_(old_attempts)).returning(a.id)
+        old_attempts = sa.select(a.seq).where(a.target == _p("name"), a.ended_at < _p("before")).limit(bound)
+        clauses["purge_attempts"] = sa.delete(ATTEMPT).where(a.seq.in_(old_attempts)).returning(a.seq)
         clauses["attempt_targets"] = sa.text(_ATTEMPT_TARGETS).columns(target=sa.String)
         old_audit = sa.select(u.seq).where(u.at < _p("before")).order_by(u.seq).limit(bound)
         clauses["purge_audit"] = sa.delete(AUDIT).where(u.seq.in_(old_audit)).returning(u.seq)
@@ -447,24 +449,22 @@ _TARGETS_DUE = _loose_scan("resource", "due_at IS NOT NULL") + f" AND ({_ANY_DUE
 
 
 def _trails(limited: Any) -> Any:
-    """Resting rows with a trail, one of whose held identities a waiting row wishes."""
-    r, held, wished = RESOURCE.c, IDENTITY.alias("held"), IDENTITY.alias("wished")
-    other = RESOURCE.alias("other")
+    """Resting rows with a trail, a name of which another live row wishes."""
+    r, left, wished = RESOURCE.c, IDENTITY.alias("left_behind"), IDENTITY.alias("wished")
     wanted = (
         sa.select(sa.literal_column("1"))
-        .select_from(held)
+        .select_from(left)
         .join(
             wished,
             sa.and_(
-                wished.c.target == held.c.target,
-                wished.c.kind == held.c.kind,
-                wished.c.value == held.c.value,
-                wished.c.resource_id != held.c.resource_id,
+                wished.c.target == left.c.target,
+                wished.c.kind == left.c.kind,
+                wished.c.value == left.c.value,
+                wished.c.resource_id != left.c.resource_id,
                 wished.c.wished == sa.true(),
             ),
         )
-        .join(other, other.c.id == wished.c.resource_id)
-        .where(held.c.resource_id == r.id, held.c.held == sa.true(), other.c.due_at.is_not(None))
+        .where(left.c.resource_id == r.id, left.c.trail == sa.true())
         .correlate(RESOURCE)
     )
     return limited.where(sa.text("has_trail"), sa.exists(wanted)).order_by(r.seq)

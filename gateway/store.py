@@ -250,21 +250,41 @@ class _Loaded(Struct):
 
     seq: int
     values: Sequence[Any]
-    wished: frozenset[str]
-    held: frozenset[str]
+    names: _Names
+
+
+class _Names(Struct, frozen=True):
+    """The identities of a row, as table `identity` keeps them."""
+
+    wished: frozenset[str] = frozenset()
+    held: frozenset[str] = frozenset()
+    trail: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, row: Row) -> _Names:
+        """Copies: the row may change afterwards."""
+        wished = frozenset() if row.deleted else frozenset(row.identities)
+        return cls(wished, frozenset(row.held()), frozenset(row.doubts.trail))
+
+    def marks(self, name: str) -> tuple[bool, bool, bool]:
+        """What one name is to the row."""
+        return name in self.wished, name in self.held, name in self.trail
+
+
+_NO_NAMES = _Names()
 
 
 class Transaction(protocol.Ledger):
     """One job's view of the store; see `ledger.Ledger` for what each method must do.
 
-    Each row that is returned is a copy of its own. Orders that the protocol leaves open: `holders` by age of the resource;
-    `unpublished` and `unheard` by when they were last heard of; `read_backs` by time; ties by age of the resource.
+    Each row that is returned is a copy of its own. Where the protocol names no order, the older resource comes first.
     """
 
     def __init__(self, connection: _Session) -> None:
         self._db = connection
         self._loaded: dict[str, _Loaded] = {}
         self._keys: dict[str, Keys] = {}
+        self._closed: dict[str, tuple[int, str, float]] = {}
 
     # ---- rows
 
@@ -274,7 +294,7 @@ class Transaction(protocol.Ledger):
 
     def _take(self, columns: tuple[Any, ...]) -> Row:
         row = decode_row(columns)
-        self._loaded[row.id] = _Loaded(columns[SEQ_PLACE], columns, _wished(row), frozenset(row.held()))
+        self._loaded[row.id] = _Loaded(columns[SEQ_PLACE], columns, _Names.of(row))
         return row
 
     def _take_all(self, found: list[tuple[Any, ...]]) -> list[Row]:
@@ -286,7 +306,7 @@ class Transaction(protocol.Ledger):
         if loaded is None:
             seq = self._insert(row, values)
             if seq is not None:
-                self._save_identities(row, _Loaded(seq, values, frozenset(), frozenset()))
+                self._save_identities(row, _Loaded(seq, values, _NO_NAMES))
                 return
             if self.row(row.id) is None:
                 raise StoreError(f"resource {row.id} can be neither inserted nor found")
@@ -309,25 +329,27 @@ class Transaction(protocol.Ledger):
         return seq
 
     def _save_identities(self, row: Row, loaded: _Loaded) -> None:
-        wished, held = _wished(row), frozenset(row.held())
-        if wished != loaded.wished or held != loaded.held:
-            for name in sorted(wished | held | loaded.wished | loaded.held):
-                now = (name in wished, name in held)
-                if now == (name in loaded.wished, name in loaded.held):
+        """Write only what differs from what the database has."""
+        old, new = loaded.names, _Names.of(row)
+        if old != new:
+            for name in sorted(old.wished | old.held | new.wished | new.held):
+                wished, held, trail = marks = new.marks(name)
+                if marks == old.marks(name):
                     continue
-                if any(now):
+                if wished or held:
                     self._db.do(
                         "put_identity",
                         resource_id=row.id,
                         value=name,
                         target=row.target,
                         kind=row.kind,
-                        wished=now[0],
-                        held=now[1],
+                        wished=wished,
+                        held=held,
+                        trail=trail,
                     )
                 else:
                     self._db.do("drop_identity", row_id=row.id, identity=name)
-        loaded.wished, loaded.held = wished, held
+            loaded.names = new
         self._loaded[row.id] = loaded
 
     def set_keys(self, row: Row, keys: Keys) -> str | None:
@@ -385,6 +407,13 @@ class Transaction(protocol.Ledger):
     # ---- events and attempts
 
     def add_event(self, row: Row, *, actor: str) -> None:
+        """A wish that was settled in the very transaction that accepts it is recorded with its outcome."""
+        outcome, outcome_at = None, None
+        closed = self._closed.get(row.id)
+        if closed is not None and row.generation <= closed[0]:
+            outcome, outcome_at = (closed[1] if row.generation == closed[0] else "superseded"), closed[2]
+        elif row.settled_generation >= row.generation:
+            outcome, outcome_at = "noop", row.modified_at
         self._db.do(
             "add_event",
             id=row.event_id,
@@ -396,12 +425,15 @@ class Transaction(protocol.Ledger):
             deleted=row.deleted,
             actor=actor,
             created_at=row.modified_at,
+            outcome=outcome,
+            outcome_at=outcome_at,
             changed=to_json(row.changed),
             identities=to_json(row.identities),
             document=row.document,
         )
 
     def close_events(self, resource: str, generation: int, outcome: str, now: float) -> None:
+        self._closed[resource] = (generation, outcome, now)
         self._db.do("close_events", row_id=resource, upto=generation, what=outcome, now=now)
 
     def record_attempt(self, outcome: Outcome) -> bool:
@@ -486,7 +518,7 @@ class Transaction(protocol.Ledger):
     def tally(self, target: str, since: float) -> Tally:
         """A failure is a result `retry`; `statements.NOT_A_CALL` counts nowhere.
 
-        In a row: later than the newest delivery that did not fail.
+        In a row: folded after the last delivery that did not fail.
         """
         calls, failures, failing, good_at = self._db.rows("tally", target=target, since=since)[0]
         in_a_row = failures
@@ -615,10 +647,6 @@ class Transaction(protocol.Ledger):
         self._db.do("erase_events", row_id=resource)
         self._db.do("erase_attempts", row_id=resource)
         return bool(self._db.rows("erase_resource", row_id=resource))
-
-
-def _wished(row: Row) -> frozenset[str]:
-    return frozenset() if row.deleted else frozenset(row.identities)
 
 
 def _key_columns(keys: Keys | None) -> dict[str, str | None]:

@@ -144,7 +144,7 @@ class Resource(_Table, table=True):
 
 
 class Identity(_Table, table=True):
-    """Who is wished to be called so, and who holds the name at the product (R2)."""
+    """Who is wished to be called so, and who holds the name at the product (R2); `trail`: held for a message's sake only."""
 
     __table_args__ = (sa.Index("ix_identity_value", "target", "kind", "value"), {"sqlite_with_rowid": False})
 
@@ -154,6 +154,7 @@ class Identity(_Table, table=True):
     kind: str
     wished: bool
     held: bool
+    trail: bool
 
 
 class Event(_Table, table=True):
@@ -186,14 +187,17 @@ class Event(_Table, table=True):
 
 
 class Attempt(_Table, table=True):
-    """Every report of a delivery, once."""
+    """Every report of a delivery, once, in the order in which they were folded."""
 
     __table_args__ = (
+        sa.Index("uq_attempt_id", "id", unique=True),
         sa.Index("ix_attempt_target", "target", "ended_at"),
         sa.Index("ix_attempt_resource", "resource_id", "ended_at"),
+        {"sqlite_autoincrement": True},
     )
 
-    id: str = Field(primary_key=True)
+    seq: int | None = _seq()
+    id: str
     target: str
     resource_id: str
     generation: int

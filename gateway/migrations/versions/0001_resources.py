@@ -132,6 +132,7 @@ def upgrade() -> None:
         sa.Column("kind", sa.String(), nullable=False),
         sa.Column("wished", sa.Boolean(), nullable=False),
         sa.Column("held", sa.Boolean(), nullable=False),
+        sa.Column("trail", sa.Boolean(), nullable=False),
         sa.ForeignKeyConstraint(["resource_id"], ["resource.id"], name="fk_identity_resource_id", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("resource_id", "value", name="pk_identity"),
         sqlite_with_rowid=False,
@@ -164,6 +165,7 @@ def upgrade() -> None:
     op.create_index("uq_event_id", "event", ["id"], unique=True)
     op.create_table(
         "attempt",
+        sa.Column("seq", SEQUENCE, nullable=False),
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("target", sa.String(), nullable=False),
         sa.Column("resource_id", sa.String(), nullable=False),
@@ -180,10 +182,12 @@ def upgrade() -> None:
         sa.Column("message", sa.String(), nullable=True),
         sa.Column("steps", sa.String(), nullable=True),
         sa.Column("remarks", sa.String(), nullable=True),
-        sa.PrimaryKeyConstraint("id", name="pk_attempt"),
+        sa.PrimaryKeyConstraint("seq", name="pk_attempt"),
+        sqlite_autoincrement=True,
     )
     op.create_index("ix_attempt_resource", "attempt", ["resource_id", "ended_at"])
     op.create_index("ix_attempt_target", "attempt", ["target", "ended_at"])
+    op.create_index("uq_attempt_id", "attempt", ["id"], unique=True)
     op.create_table(
         "target",
         sa.Column("name", sa.String(), nullable=False),
