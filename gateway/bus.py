@@ -11,6 +11,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from gateway.lifecycle import Row
+
 
 class Published(Enum):
     """What the stream said to one event (delivery rule R5)."""
@@ -69,3 +71,6 @@ class Bus(Protocol):
 
     def announce_settled(self, resource: str) -> None:
         """Tell other gateways that a resource was settled."""
+
+    def announce_dead(self, row: Row) -> None:
+        """Mirror a dead letter for people who watch the bus."""

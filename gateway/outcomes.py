@@ -84,6 +84,8 @@ class Outcomes:
         if folded.row is not None:
             self.on_settled(folded.row)
             self.bus.announce_settled(folded.row.id)
+            if folded.row.state is State.DEAD:
+                self.bus.announce_dead(folded.row)
         await self.dispatcher.send(folded.messages)
         if folded.kick:
             self.dispatcher.kick(outcome.target)

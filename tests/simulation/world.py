@@ -347,7 +347,8 @@ class World:
             held.deliveries == 1 and work.stored <= act_before(work.message) and process.connection == held.connection
         )
         if not fresh:
-            go = await self.ask(process, Begin(TARGET, event.resource, event.fence, held.deliveries))
+            fence = self.memory.rows[event.resource].fence if "fence" in self.without else event.fence
+            go = await self.ask(process, Begin(TARGET, event.resource, fence, held.deliveries))
             self.stats[f"begin {go}"] += 1
             if go is False and self.through(process) and held.owned():
                 self.settle_message(work.sequence, work.epoch, ack=True)
@@ -477,6 +478,8 @@ class World:
                 self._touched(row, account, account_id, "wrote on")
             if generation < self.newest.get(rid, 0):
                 self.stats["older after newer"] += 1
+                if not self.late_effects:
+                    self.violations.append("an older generation reached the vendor after a newer one (P2)")
             self.newest[rid] = max(generation, self.newest.get(rid, 0))
             self.accounts[account_id or ""] = {"key": key, "doc": doc, "rid": rid, "generation": generation}
             self.by_key[key] = account_id or ""
@@ -778,6 +781,9 @@ class SimBus:
         return ProbeReply(ok=self.world.credential)
 
     def announce_settled(self, resource: str) -> None:
+        return None
+
+    def announce_dead(self, row: Row) -> None:
         return None
 
 

@@ -1,0 +1,403 @@
+"""One gateway process, put together: store, engine, bus, the SCIM listener and the operators' listener.
+
+This is the only module of the gateway that sees the whole configuration; every other part is given what it needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+from ulid import ULID
+
+from gateway.cli import write_access_file
+from gateway.dispatch import SWEEP_EVERY_S, Dispatcher
+from gateway.intake import Intake, Waiters
+from gateway.jetstream import JetStream
+from gateway.keys import Keys, pepper_in
+from gateway.metrics import Metrics
+from gateway.operators import Services, create_app
+from gateway.outcomes import Outcomes
+from gateway.scim_app import ScimParts, scim_app
+from gateway.store import Store
+from schemas.config import Configuration, TargetSettings, load
+from schemas.errors import ConfigurationError
+from schemas.logs import logger, register_secret
+from schemas.specs import Spec
+from schemas.topology import PRESENCE_TTL_S
+
+PEPPER_FILE = "keys.pepper"
+CONFIG_LOOK_EVERY_S = 2.0
+SHUTDOWN_S = 10
+RESTART_WAIT_S = 1.0
+OPERATOR_TOKEN_BYTES = 32
+
+log = logger()
+
+
+class SystemClock:
+    """Real time."""
+
+    def now(self) -> float:
+        """Epoch seconds."""
+        return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await asyncio.sleep(seconds)
+
+
+class Presences:
+    """What workers say about themselves, for as long as they say it."""
+
+    def __init__(self, changed: Callable[[str, Spec | None, str], None]) -> None:
+        self._heard: dict[str, tuple[float, Mapping[str, Any]]] = {}
+        self._specs: dict[str, Spec] = {}
+        self._digests: dict[str, str] = {}
+        self._changed = changed
+
+    def hear(self, worker: str, document: dict[str, Any] | None) -> None:
+        """Take one presence document; None when the worker left."""
+        if document is None:
+            self._heard.pop(worker, None)
+            return
+        self._heard[worker] = (time.monotonic(), document)
+        targets = document.get("targets")
+        for name, entry in targets.items() if isinstance(targets, dict) else ():
+            if not isinstance(entry, dict):
+                continue
+            spec = self._specs.get(name)
+            if isinstance(entry.get("spec"), dict):
+                with contextlib.suppress(msgspec.ValidationError):
+                    spec = msgspec.convert(entry["spec"], Spec)
+            digest = str(entry.get("digest", ""))
+            if spec != self._specs.get(name) or digest != self._digests.get(name):
+                if spec is not None:
+                    self._specs[name] = spec
+                self._digests[name] = digest
+                self._changed(name, spec, digest)
+
+    def remember(self, target: str, spec: Spec) -> None:
+        """A spec known from an earlier run, until a worker says otherwise."""
+        self._specs.setdefault(target, spec)
+
+    def seen(self) -> list[Mapping[str, Any]]:
+        """Documents of the workers heard of lately."""
+        oldest = time.monotonic() - PRESENCE_TTL_S
+        self._heard = {worker: held for worker, held in self._heard.items() if held[0] >= oldest}
+        return [document for _, document in self._heard.values()]
+
+    def serves(self, target: str) -> bool:
+        """Whether a worker takes events of this target now."""
+        oldest = time.monotonic() - PRESENCE_TTL_S
+        for heard_at, document in self._heard.values():
+            entry = document.get("targets", {}).get(target)
+            if heard_at >= oldest and isinstance(entry, dict) and entry.get("serving"):
+                return True
+        return False
+
+    def spec(self, target: str) -> Spec | None:
+        """The connector's declaration, if it was ever announced."""
+        return self._specs.get(target)
+
+
+class Gateway:
+    """Everything one gateway process runs.
+
+    Args:
+        config: the checked configuration.
+        source: the file it came from; looked at again when it changes.
+    """
+
+    def __init__(self, config: Configuration, source: Path) -> None:
+        self.config = config
+        self.source = source
+        self.base = source.resolve().parent
+        self.targets: Mapping[str, TargetSettings] = config.targets
+        self.stopping = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def _known_targets(self) -> Mapping[str, TargetSettings]:
+        return self.targets
+
+    # ---- life
+
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT; requests in work are finished."""
+        config = self.config
+        self.store = await asyncio.to_thread(Store.open, self._store_location())
+        clock = SystemClock()
+        self.presences = Presences(self._on_worker_changed)
+        await self._remember_specs()
+        credentials = config.nats.credentials.reveal() if config.nats.credentials else None
+        self.bus = JetStream(config.nats, credentials=credentials, on_presence=self.presences.hear)
+        self.dispatcher = Dispatcher(self.store, self.bus, clock, self.spawn, self._known_targets)
+        self.waiters = Waiters()
+        self.metrics = Metrics(self.targets)
+        self.outcomes = _CountedOutcomes(
+            self.metrics,
+            self.store,
+            self.bus,
+            clock,
+            self.dispatcher,
+            self._known_targets,
+            random.random,
+            on_settled=lambda row: self.waiters.wake(row.id, row),
+            awaited=self.waiters.awaited,
+        )
+        self.intake = Intake(
+            self.store,
+            self.dispatcher,
+            self.waiters,
+            clock,
+            self._known_targets,
+            answer_wait_s=config.gateway.answer_wait_s,
+            new_id=lambda: str(ULID()),
+            new_resource=lambda: str(uuid.uuid4()),
+            healthy=lambda target: self.bus.connected() and self.presences.serves(target),
+            identity_paths=self._identity_paths,
+        )
+        self.keys = Keys(self.store, self._pepper(), now=time.time, clock=time.monotonic)
+        try:
+            await self._serve(clock)
+        finally:
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self.bus.close()
+            await self.store.close()
+        return 0
+
+    async def _serve(self, clock: SystemClock) -> None:
+        gateway = self.config.gateway
+        scim_socket = _listen(gateway.host, gateway.port)
+        operator_socket = _listen(gateway.operator_host, gateway.operator_port)
+        public_url = gateway.public_url or _url(scim_socket)
+        token = self._operator_token()
+        register_secret(token)
+        servers = [
+            _Server(scim_app(self._scim_parts()), scim_socket),
+            _Server(create_app(self._services(clock, public_url, token)), operator_socket),
+        ]
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        write_access_file(self.base, _url(operator_socket), token)
+        self.spawn(self._connect_and_fold())
+        self.spawn(self._for_ever("sweep", self._sweep))
+        self.spawn(self._for_ever("config", self._look_at_config))
+        log.info("gateway.started", scim=_url(scim_socket), operators=_url(operator_socket), targets=len(self.targets))
+        serving = [asyncio.ensure_future(server.serve_here()) for server in servers]
+        stop = asyncio.ensure_future(self.stopping.wait())
+        await asyncio.wait([*serving, stop], return_when=asyncio.FIRST_COMPLETED)
+        for server in servers:
+            server.should_exit = True
+        stop.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+        log.info("gateway.stopped")
+
+    def _on_signal(self, number: int) -> None:
+        if self.stopping.is_set():
+            os._exit(128 + number)  # a second signal means now
+        self.stopping.set()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Start a task that is watched: what it raises is logged and lost to nobody who waits."""
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            log.error("task.failed", error=type(exc).__name__)
+
+    async def _for_ever(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await work()
+            except Exception as exc:  # time goes on: whatever it was, the next second tries again
+                log.error("task.interrupted", task=name, error=type(exc).__name__)
+                await asyncio.sleep(RESTART_WAIT_S)
+
+    async def _connect_and_fold(self) -> None:
+        await self.bus.start(self.outcomes, self.dispatcher.begin, self.waiters.wake)
+        await self.bus.fold_for_ever()
+
+    async def _sweep(self) -> None:
+        started = time.monotonic()
+        await self.dispatcher.sweep()
+        self.intake.relax()
+        await asyncio.sleep(max(0.0, SWEEP_EVERY_S - (time.monotonic() - started)))
+
+    # ---- configuration
+
+    async def _look_at_config(self) -> None:
+        """A changed file is checked whole and swapped in; a bad one changes nothing."""
+        seen = self.source.stat().st_mtime_ns
+        while True:
+            await asyncio.sleep(CONFIG_LOOK_EVERY_S)
+            now = self.source.stat().st_mtime_ns
+            if now == seen:
+                continue
+            seen = now
+            try:
+                fresh = load(self.source)
+            except ConfigurationError as exc:
+                log.error("config.refused", problems=len(exc.problems), detail=str(exc))
+                continue
+            self.targets = fresh.targets
+            self.metrics.know(fresh.targets)
+            log.info("config.changed", targets=len(fresh.targets))
+
+    def _store_location(self) -> str | Path:
+        store = self.config.store
+        return store.url.reveal() if store.url is not None else self.base / store.path
+
+    def _pepper(self) -> bytes:
+        return pepper_in(self.base / PEPPER_FILE)
+
+    def _operator_token(self) -> str:
+        secret = self.config.gateway.operator_token
+        return secret.reveal() if secret is not None else os.urandom(OPERATOR_TOKEN_BYTES).hex()
+
+    # ---- workers
+
+    def _on_worker_changed(self, target: str, spec: Spec | None, digest: str) -> None:
+        if target in self.targets:
+            self.spawn(self._note_worker(target, spec, digest))
+
+    async def _note_worker(self, target: str, spec: Spec | None, digest: str) -> None:
+        if spec is not None:
+            body = msgspec.json.encode(spec)
+            await self.store.run(
+                lambda ledger: ledger.save_spec(target, body, settings_digest=digest, seen_at=time.time())
+            )
+        await self.dispatcher.probe_now(target)
+
+    async def _remember_specs(self) -> None:
+        for name in self.targets:
+            body = await self.store.read(lambda reader, name=name: reader.spec(name))  # type: ignore[misc]
+            if body:
+                with contextlib.suppress(msgspec.DecodeError):
+                    self.presences.remember(name, msgspec.json.decode(body, type=Spec))
+
+    def _identity_paths(self, target: str) -> tuple[str, ...]:
+        spec = self.presences.spec(target)
+        return spec.identity if spec is not None else ("userName",)
+
+    # ---- the two listeners
+
+    def _scim_parts(self) -> ScimParts:
+        return ScimParts(
+            store=self.store,
+            intake=self.intake,
+            keys=self.keys,
+            targets=self._known_targets,
+            spec_of=self.presences.spec,
+            limits=self.config.gateway.limits,
+            public_url=self.config.gateway.public_url,
+            ready=self._ready,
+            other_spellings=self._other_spellings,
+            observed=self.metrics.count_request,
+        )
+
+    async def _other_spellings(self, target: str, user_name: str) -> list[str]:
+        spec = self.presences.spec(target)
+        if spec is None or "normalizes_identity" not in spec.capabilities or not self.presences.serves(target):
+            return []
+        return await self.bus.identities(target, user_name)
+
+    async def _ready(self) -> bool:
+        await self.store.read(lambda reader: reader.targets())
+        return True
+
+    def _services(self, clock: SystemClock, public_url: str, token: str) -> Services:
+        return Services(
+            token=token,
+            store=self.store,
+            dispatcher=self.dispatcher,
+            targets=self._known_targets,
+            clock=clock,
+            workers_seen=self.presences.seen,
+            live_events=self._live_events,
+            public_url=public_url,
+            new_id=lambda: str(ULID()),
+            keys=self.keys,
+            metrics=self.metrics,
+        )
+
+    def _live_events(self) -> AsyncIterator[Mapping[str, Any]]:
+        return self.bus.live()
+
+
+class _CountedOutcomes(Outcomes):
+    """Outcomes, counted for the metrics and the status page."""
+
+    def __init__(self, metrics: Metrics, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.metrics = metrics
+
+    async def fold(self, outcome: Any) -> None:
+        await super().fold(outcome)
+        self.metrics.count_outcome(outcome.target, outcome.result.value, outcome.ended_at)
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn server that leaves signals to the process and listens on a socket that is bound already."""
+
+    def __init__(self, app: Any, listener: socket.socket) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="none",
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                access_log=False,
+                log_level="warning",
+                server_header=False,
+                date_header=False,
+                timeout_graceful_shutdown=SHUTDOWN_S,
+                backlog=1024,
+            )
+        )
+        self.listener = listener
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals belong to the process, not to one of its two listeners."""
+        yield
+
+    async def serve_here(self) -> None:
+        """Serve until told to stop."""
+        await self.serve(sockets=[self.listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as exc:
+        raise ConfigurationError(f"{host}:{port}", [f"cannot listen: {exc.strerror or exc}"]) from exc
+    listener.setblocking(False)
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}"
