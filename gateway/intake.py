@@ -432,9 +432,8 @@ def _exists(kind: str, keys: Any, other: Row | None) -> ScimError:
     detail = f"Another {kind} of this target has this {which} already"
     if other is not None:
         detail += f" (id {other.id})"
-    return ScimError(
-        409, "uniqueness", detail + ". Entra links it at its next match; otherwise make the values differ."
-    )
+    detail += ". Entra links it at its next match; otherwise make the values differ."
+    return ScimError(409, detail, "uniqueness")
 
 
 def _stale(kind: str) -> ScimError:
