@@ -291,9 +291,13 @@ async def test_R7_an_unanswered_signal_renews_nothing(
     await until(lambda: shelf.writes())
     (held,) = worker._signals._held
 
+    pulled_at = held.sent_at
+
     nats_server.freeze()
     clock.added_s += topology.SIGNAL_EVERY_S + 1
     await until(lambda: held.signalling)
+    await until(lambda: not held.signalling)  # its time to be answered is up
+    assert held.sent_at == pulled_at
     clock.added_s += topology.OWNED_S - topology.SIGNAL_EVERY_S
     shelf.gate.set()
     await until(lambda: not held.ours)
