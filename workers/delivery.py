@@ -132,9 +132,6 @@ async def deliver(
         _judge(exc, report)
         if isinstance(exc, NormalizationError) and report.result is Result.REJECTED:
             report.ambiguous = False
-    except (msgspec.ValidationError, msgspec.DecodeError) as exc:
-        report.result = Result.POISON
-        report.reason = Reason(code="unreadable_event", message=f"The event does not fit a {event.kind}: {exc}")
     except (
         Exception
     ) as exc:  # the connector broke its contract: poison, kept with its type only (texts may carry values)
@@ -185,7 +182,7 @@ async def _run(
     wish: User | Group | None = None
     account: Any = None
     if not event.deleted and not event.read_only:
-        wish = event.group() if event.kind == "group" else event.user()
+        wish = _wish_of(event)
         account = await _normalized(steps, wish, directory, owned)
         report.account_keys = steps.account_keys(account)
         report.ignored = steps.ignored(wish)
@@ -199,6 +196,13 @@ async def _run(
         await _delete(event, report, ctx, steps, owned)
     else:
         await _write(event, report, ctx, steps, account, owned)
+
+
+def _wish_of(event: ProvisioningEvent) -> User | Group:
+    try:
+        return event.group() if event.kind == "group" else event.user()
+    except msgspec.DecodeError as exc:
+        raise ConnectorBug(f"The event does not fit a {event.kind}: {exc}", code="unreadable_event") from exc
 
 
 async def _normalized(steps: Steps, wish: Any, directory: Names, owned: Ownership) -> Any:
@@ -276,7 +280,11 @@ async def _write(
             return
         owned.check()
         report.wrote = True
-        created = await steps.create(account, ctx)
+        try:
+            created = await steps.create(account, ctx)
+        except Blocked as exc:
+            report.created = exc.account_id is not None
+            raise
         if not created:
             raise ConnectorBug(f"{event.connector}.create returned no account id", code="no_account_id")
         report.account_id, report.created, report.result = created, True, Result.APPLIED
