@@ -17,13 +17,12 @@ from litestar import Litestar, Request, Response, delete, get, patch, post, put
 from litestar.enums import HttpMethod, ScopeType
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.handlers import HTTPRouteHandler
-from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from msgspec import Struct
 
 from gateway.auth import Authenticator, Buckets
 from gateway.discovery import Discovery
-from gateway.endpoints import NoGroups, OtherSpellings, Reply, Resources, Users
+from gateway.endpoints import Call, NoGroups, OtherSpellings, Reply, Resources, Users
 from gateway.intake import Intake
 from gateway.keys import Keys
 from gateway.messages import (
@@ -47,6 +46,7 @@ REQUESTS_MAX = 2_000
 STORE_RETRY_AFTER_S = 5
 BUSY_RETRY_AFTER_S = 1
 
+_MEDIA_TYPE = MEDIA_TYPE.encode()
 _MEDIA_TYPES = frozenset(("", MEDIA_TYPE, "application/json"))
 _HOST = re.compile(r"[A-Za-z0-9.\-:\[\]_]{1,255}\Z")
 _CLOSE = {"Connection": "close"}
@@ -221,28 +221,28 @@ def _resource_routes(name: str, resources: Resources, call_of: CallOf) -> list[H
     one = f"{collection}/{{resource:str}}"
 
     @get(collection, name=f"{name}.search")
-    async def search(request: Request[Any, Any, Any]) -> ASGIResponse:
-        return _answer(await resources.search(call_of(request)))
+    async def search(request: Request[Any, Any, Any]) -> Sent:
+        return await _run(resources.search, call_of(request))
 
     @post(collection, name=f"{name}.create")
-    async def create(request: Request[Any, Any, Any]) -> ASGIResponse:
-        return _answer(await resources.create(call_of(request)))
+    async def create(request: Request[Any, Any, Any]) -> Sent:
+        return await _run(resources.create, call_of(request))
 
     @get(one, name=f"{name}.get")
-    async def get_one(request: Request[Any, Any, Any]) -> ASGIResponse:
-        return _answer(await resources.get(call_of(request)))
+    async def get_one(request: Request[Any, Any, Any]) -> Sent:
+        return await _run(resources.get, call_of(request))
 
     @put(one, name=f"{name}.replace")
-    async def replace(request: Request[Any, Any, Any]) -> ASGIResponse:
-        return _answer(await resources.replace(call_of(request)))
+    async def replace(request: Request[Any, Any, Any]) -> Sent:
+        return await _run(resources.replace, call_of(request))
 
     @patch(one, name=f"{name}.change")
-    async def change(request: Request[Any, Any, Any]) -> ASGIResponse:
-        return _answer(await resources.change(call_of(request)))
+    async def change(request: Request[Any, Any, Any]) -> Sent:
+        return await _run(resources.change, call_of(request))
 
     @delete(one, name=f"{name}.delete", status_code=200)
-    async def delete_one(request: Request[Any, Any, Any]) -> ASGIResponse:
-        return _answer(await resources.delete(call_of(request)))
+    async def delete_one(request: Request[Any, Any, Any]) -> Sent:
+        return await _run(resources.delete, call_of(request))
 
     return [search, create, get_one, replace, change, delete_one]
 
@@ -251,27 +251,27 @@ def _discovery_routes(discovery: Discovery, call_of: CallOf) -> list[HTTPRouteHa
     tenant = f"{PREFIX}/{{target:str}}"
 
     @get(f"{tenant}/ServiceProviderConfig")
-    async def provider_config(request: Request[Any, Any, Any]) -> ASGIResponse:
+    async def provider_config(request: Request[Any, Any, Any]) -> Sent:
         call = call_of(request)
         return _answer(Reply(200, discovery.provider_config(call.target, call.base)))
 
     @get(f"{tenant}/ResourceTypes")
-    async def resource_types(request: Request[Any, Any, Any]) -> ASGIResponse:
+    async def resource_types(request: Request[Any, Any, Any]) -> Sent:
         call = call_of(request)
         return _answer(Reply(200, discovery.resource_types(call.target, call.base)))
 
     @get(f"{tenant}/ResourceTypes/{{resource:str}}")
-    async def resource_type(request: Request[Any, Any, Any]) -> ASGIResponse:
+    async def resource_type(request: Request[Any, Any, Any]) -> Sent:
         call = call_of(request)
         return _answer(Reply(200, discovery.resource_type(call.target, call.base, call.resource)))
 
     @get(f"{tenant}/Schemas")
-    async def schemas(request: Request[Any, Any, Any]) -> ASGIResponse:
+    async def schemas(request: Request[Any, Any, Any]) -> Sent:
         call = call_of(request)
         return _answer(Reply(200, discovery.schemas(call.target, call.base)))
 
     @get(f"{tenant}/Schemas/{{resource:str}}")
-    async def schema(request: Request[Any, Any, Any]) -> ASGIResponse:
+    async def schema(request: Request[Any, Any, Any]) -> Sent:
         call = call_of(request)
         return _answer(Reply(200, discovery.schema(call.target, call.base, call.resource)))
 
@@ -280,20 +280,50 @@ def _discovery_routes(discovery: Discovery, call_of: CallOf) -> list[HTTPRouteHa
 
 def _health_routes(is_ready: Callable[[], Awaitable[bool]]) -> list[HTTPRouteHandler]:
     @get("/health/live")
-    async def live() -> ASGIResponse:
-        return ASGIResponse(body=b'{"status":"ok"}', media_type="application/json")
+    async def live() -> Sent:
+        return _health(200, b'{"status":"ok"}')
 
     @get("/health/ready")
-    async def ready() -> ASGIResponse:
+    async def ready() -> Sent:
         if await is_ready():
-            return ASGIResponse(body=b'{"status":"ok"}', media_type="application/json")
-        return ASGIResponse(body=b'{"status":"unavailable"}', media_type="application/json", status_code=503)
+            return _health(200, b'{"status":"ok"}')
+        return _health(503, b'{"status":"unavailable"}')
 
     return [live, ready]
 
 
-def _answer(reply: Reply) -> ASGIResponse:
-    return ASGIResponse(body=reply.body, media_type=MEDIA_TYPE, status_code=reply.status, headers=reply.headers)
+def _health(status: int, body: bytes) -> Sent:
+    return Sent(status, body, {}, b"application/json")
+
+
+class Sent:
+    """A finished answer on its way out; half the work of Litestar's own response, on a path every request takes."""
+
+    __slots__ = ("_body", "_headers", "_status")
+
+    def __init__(self, status: int, body: bytes, headers: Mapping[str, str], media_type: bytes) -> None:
+        self._status = status
+        self._body = body
+        self._headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+        if status not in (204, 304):
+            self._headers += ((b"content-type", media_type), (b"content-length", b"%d" % len(body)))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        await send({"type": "http.response.start", "status": self._status, "headers": self._headers})
+        await send({"type": "http.response.body", "body": self._body, "more_body": False})
+
+
+async def _run(operation: Callable[[Call], Awaitable[Reply]], call: Call) -> Sent:
+    """One operation. Its errors are ordinary answers (404, 409): they take the short way, not that of exceptions."""
+    try:
+        return _answer(await operation(call))
+    except ScimError as error:
+        return _error(error)
+
+
+def _answer(reply: Reply) -> Sent:
+    return Sent(reply.status, reply.body, reply.headers, _MEDIA_TYPE)
 
 
 # ---- errors
@@ -350,9 +380,6 @@ class Edge:
             await self._inner(scope, receive, send)
             return
         segments = [part for part in scope["path"].split("/") if part]
-        if segments[:1] == ["health"]:
-            await self._inner(_as_get(scope), receive, send)
-            return
         started = self._clock()
         status = 0
 
@@ -367,21 +394,27 @@ class Edge:
         try:
             await self._serve(scope, receive, sending, segments, target)
         except ScimError as error:
-            await self._fail(status, sending, error)
+            await self._fail(status, scope, receive, sending, error)
         except HTTPException as error:
-            await self._fail(status, sending, _http_error(scope, error))
+            await self._fail(status, scope, receive, sending, _http_error(scope, error))
         except StoreError as error:
             log.warning("store.unavailable", target=self._name(target), error=type(error).__name__)
-            await self._fail(status, sending, unavailable("The gateway cannot take this now", STORE_RETRY_AFTER_S))
+            await self._fail(
+                status, scope, receive, sending, unavailable("The gateway cannot take this now", STORE_RETRY_AFTER_S)
+            )
         except ClientGone:
             status = 499
         except Exception as error:
-            await self._fail(status, sending, _unexpected(error, self._name(target)))
+            await self._fail(status, scope, receive, sending, _unexpected(error, self._name(target)))
         finally:
             self._in_work -= 1
-            self._note(scope["method"], segments, target, status, started)
+            if segments[:1] != ["health"]:
+                self._note(scope["method"], segments, target, status, started)
 
     async def _serve(self, scope: HTTPScope, receive: Receive, send: Send, segments: list[str], target: str) -> None:
+        if segments[:1] == ["health"]:
+            await self._inner(_as_get(scope), receive, send)
+            return
         if self._in_work > REQUESTS_MAX:
             raise unavailable("Too many requests at once", BUSY_RETRY_AFTER_S)
         self._check_size(scope)
@@ -403,10 +436,10 @@ class Edge:
             limit = self._limits.headers_bytes_max
             raise _closing(ScimError(431, f"The headers are larger than the limit of {limit:,} bytes."))
 
-    async def _fail(self, status: int, send: Send, error: ScimError) -> None:
+    async def _fail(self, status: int, scope: Scope, receive: Receive, send: Send, error: ScimError) -> None:
         if status:
             raise error  # the answer has begun: the server closes the connection
-        await _send_error(send, error)
+        await _error(error)(scope, receive, send)
 
     def _name(self, target: str) -> str:
         """The target for logs and metrics; a name that is not configured was chosen by the caller."""
@@ -444,9 +477,5 @@ def _unexpected(error: Exception, target: str) -> ScimError:
     )
 
 
-async def _send_error(send: Send, error: ScimError) -> None:
-    body = error.to_bytes()
-    headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
-    headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in error.headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+def _error(error: ScimError) -> Sent:
+    return Sent(error.status, error.to_bytes(), error.headers, _MEDIA_TYPE)

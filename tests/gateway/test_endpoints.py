@@ -820,6 +820,9 @@ async def test_health_needs_no_key_and_readiness_is_asked(scim: Listener) -> Non
         assert ready.status == 503
     async with scim.session.head(f"{scim.origin}/health/live") as live:
         assert live.status == 200
+    async with scim.session.get(f"{scim.origin}/health/nothing") as nothing:
+        assert nothing.status == 404
+        assert (await nothing.json(content_type=None))["schemas"] == [ERROR]
     async with scim.session.get(f"{scim.origin}/schema") as docs:
         assert docs.status == 401
 
