@@ -211,7 +211,7 @@ class Dispatcher:
         rows = await self.store.run(lambda ledger: list(ledger.unpublished(SWEEP_ROWS_MAX)))
         for row in rows:
             message = message_of(row, now)
-            if message is not None:
+            if message is not None and row.heard_at <= now - SWEEP_EVERY_S:  # younger ones are on their way out already
                 self.spawn(self.publish(message))
 
     async def _look_for_the_unheard(self) -> None:
