@@ -252,7 +252,8 @@ def _list_part(entry: _Listed, path: AttributePath, attribute: Attribute) -> Non
 
 
 def _whole(rule: AttributeRule) -> _Listed:
-    parts = {folded: _Listed(part.name, part) for folded, part in rule.sub.items() if part.access != "writeOnly"}
+    # `$ref` is not kept: a reference is its `value`, whatever address the client wrote beside it
+    parts = {folded: _Listed(part.name, part) for folded, part in rule.sub.items() if folded != "$ref"}
     if fold_name(rule.name) == "addresses":
         del parts["value"]  # an address has no value of its own (RFC 7643 section 4.1.2)
     return _Listed(rule.name, rule, parts=parts)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from gateway.attributes import Kind
+from gateway.attributes import Kind, fold_name
 from gateway.filters import Comparison, Filter, evaluate, index_terms, parse_filter, query_parameters
 from gateway.intake import Answer, Intake
 from gateway.lifecycle import Row
@@ -27,6 +27,7 @@ from gateway.messages import (
     not_found,
     precondition_failed,
     resource_bytes,
+    shown,
     unavailable,
 )
 from gateway.patch import apply_patch, normalize_create
@@ -88,6 +89,9 @@ class Resources(Protocol):
     async def search(self, call: Call) -> Reply:
         """GET of the collection."""
 
+    async def search_posted(self, call: Call) -> Reply:
+        """POST of a SearchRequest to `.search`, for questions too long or too private for a URL."""
+
     async def get(self, call: Call) -> Reply:
         """GET of one."""
 
@@ -132,15 +136,37 @@ def page_of(parameters: Mapping[str, str], count_max: int) -> Page:
     return Page(max(1, start), min(max(0, count), count_max))
 
 
-def _whole_number(parameters: Mapping[str, str], name: str, shown: str, default: int) -> int:
+def _whole_number(parameters: Mapping[str, str], name: str, spelling: str, default: int) -> int:
     text = parameters.get(name)
     if text is None:
         return default
     text = text.strip()
     digits = text.removeprefix("-")
     if not digits.isascii() or not digits.isdigit() or len(digits) > _NUMBER_CHARS_MAX:
-        raise invalid_value(shown, "is not a whole number", "Leave it out or send digits only")
+        raise invalid_value(spelling, "is not a whole number", "Leave it out or send digits only")
     return int(text)
+
+
+async def posted_parameters(call: Call, limits: Limits) -> dict[str, str]:
+    """The parameters in a SearchRequest (RFC 7644 section 3.4.3), as `query_parameters` gives those of a URL.
+
+    Raises:
+        ScimError: 400 for a body that is none, or a parameter of a wrong type.
+    """
+    body = decode_body(await call.body(limits.body_bytes_max), limits)
+    parameters: dict[str, str] = {}
+    for name, value in body.items():
+        folded = fold_name(name)
+        if value is None or folded == "schemas":
+            continue
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            value = ",".join(value)
+        elif type(value) is int:
+            value = str(value)
+        if not isinstance(value, str):
+            raise invalid_value(shown(name), "has a type it cannot have in a search", "Send text, a number, or names")
+        parameters[folded] = value
+    return parameters
 
 
 def projection_of(parameters: Mapping[str, str]) -> Projection:
@@ -247,7 +273,13 @@ class Users:
 
     async def search(self, call: Call) -> Reply:
         """A page of all, or of those a filter finds; nothing found is 200 with an empty list."""
-        parameters = query_parameters(call.query, limits=self._limits)
+        return await self._search(call, query_parameters(call.query, limits=self._limits))
+
+    async def search_posted(self, call: Call) -> Reply:
+        """As `search`, with the parameters in the body."""
+        return await self._search(call, await posted_parameters(call, self._limits))
+
+    async def _search(self, call: Call, parameters: dict[str, str]) -> Reply:
         page = page_of(parameters, self._limits.count_max)
         projection = projection_of(parameters)
         text = parameters.get("filter")
@@ -434,7 +466,13 @@ class NoGroups:
 
     async def search(self, call: Call) -> Reply:
         """200 with an empty list; the query is checked all the same."""
-        parameters = query_parameters(call.query, limits=self._limits)
+        return self._nothing(query_parameters(call.query, limits=self._limits))
+
+    async def search_posted(self, call: Call) -> Reply:
+        """As `search`, with the parameters in the body."""
+        return self._nothing(await posted_parameters(call, self._limits))
+
+    def _nothing(self, parameters: dict[str, str]) -> Reply:
         page = page_of(parameters, self._limits.count_max)
         text = parameters.get("filter")
         if text is not None:

@@ -202,6 +202,7 @@ def scim_app(parts: ScimParts) -> ASGIApp:
         *_resource_routes("Users", users, call_of),
         *_resource_routes("Groups", groups, call_of),
         *_discovery_routes(discovery, call_of),
+        _search_route(users, call_of),
         *_health_routes(parts.ready),
     ]
     inner = Litestar(
@@ -244,7 +245,21 @@ def _resource_routes(name: str, resources: Resources, call_of: CallOf) -> list[H
     async def delete_one(request: Request[Any, Any, Any]) -> Sent:
         return await _run(resources.delete, call_of(request))
 
-    return [search, create, get_one, replace, change, delete_one]
+    @post(f"{collection}/.search", name=f"{name}.search_posted")
+    async def search_posted(request: Request[Any, Any, Any]) -> Sent:
+        return await _run(resources.search_posted, call_of(request))
+
+    return [search, create, get_one, replace, change, delete_one, search_posted]
+
+
+def _search_route(users: Resources, call_of: CallOf) -> HTTPRouteHandler:
+    """A search over everything a target has (RFC 7644 section 3.4.3): its people, as long as none has groups."""
+
+    @post(f"{PREFIX}/{{target:str}}/.search")
+    async def search_all(request: Request[Any, Any, Any]) -> Sent:
+        return await _run(users.search_posted, call_of(request))
+
+    return search_all
 
 
 def _discovery_routes(discovery: Discovery, call_of: CallOf) -> list[HTTPRouteHandler]:
@@ -346,6 +361,8 @@ def _http_error(scope: HTTPScope, error: HTTPException) -> ScimError:
 
 def _methods(path: str) -> tuple[str, ...]:
     segments = [part for part in path.split("/") if part]
+    if segments[-1:] == [".search"]:
+        return ("POST",)
     if len(segments) < 4 or segments[0] == "health" or segments[3] not in ("Users", "Groups"):
         return ("GET", "HEAD")
     return ("GET", "HEAD", "POST") if len(segments) == 4 else ("GET", "HEAD", "PUT", "PATCH", "DELETE")
@@ -354,6 +371,7 @@ def _methods(path: str) -> tuple[str, ...]:
 # ---- the edge
 
 _KINDS = frozenset(("Users", "Groups", "ServiceProviderConfig", "ResourceTypes", "Schemas"))
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
 class Edge:
@@ -449,6 +467,7 @@ class Edge:
         name = self._name(target)
         kind = segments[3] if len(segments) > 3 and segments[3] in _KINDS else "other"
         path = f"{PREFIX}/{{target}}/{kind}/{{id}}" if len(segments) > 4 else f"{PREFIX}/{{target}}/{kind}"
+        method = method if method in _METHODS else "other"  # anything may stand there, and it becomes a label
         self._observed(name, f"{method} {kind}", status)
         settings = self._targets().get(target)
         if status < 400 and settings is not None and settings.log_level == "warning":

@@ -79,7 +79,7 @@ def test_before_any_worker_was_seen_the_schemas_are_core_user_and_the_enterprise
     assert "value" not in {part["name"] for part in core["addresses"]["subAttributes"]}
     assert core.keys().isdisjoint({"password", "groups", "id", "meta", "schemas"})
     manager = attributes(known[ENTERPRISE_SCHEMA])["manager"]
-    assert {part["name"] for part in manager["subAttributes"]} == {"value", "$ref", "displayName"}
+    assert {part["name"] for part in manager["subAttributes"]} == {"value", "displayName"}
 
 
 def test_a_declared_connector_shows_exactly_the_attributes_it_takes() -> None:

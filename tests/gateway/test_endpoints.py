@@ -336,6 +336,27 @@ async def test_only_what_was_asked_for_is_returned(scim: Listener) -> None:
     assert patched.body == {"schemas": ada["schemas"], "id": ada["id"], "title": "Lead"}
 
 
+async def test_a_search_can_be_posted(scim: Listener) -> None:
+    """RFC 7644 section 3.4.3: the same answer as with a query, for people and for everything; groups are none."""
+    ada = (await scim.post("/Users", FULL)).body
+    await scim.user("other@contoso.example")
+    search = {
+        "schemas": ["urn:ietf:params:scim:api:messages:2.0:SearchRequest"],
+        "filter": 'userName eq "ada@contoso.example"',
+        "attributes": ["displayName"],
+        "startIndex": 1,
+        "count": 5,
+    }
+
+    for path in ("/Users/.search", "/.search"):
+        answer = await scim.post(path, search)
+        assert answer.body["Resources"] == [{"schemas": ada["schemas"], "id": ada["id"], "displayName": "Ada  Byron"}]
+    assert (await scim.post("/Groups/.search", search)).body["totalResults"] == 0
+    assert is_error(await scim.post("/Users/.search", {"count": "x"}), 400, "invalidValue")
+    assert is_error(await scim.post("/Users/.search", {"filter": {"a": 1}}), 400, "invalidValue")
+    assert (await scim.get("/Users/.search")).headers["allow"] == "POST"
+
+
 # ---- writing
 
 
@@ -850,5 +871,6 @@ async def test_requests_are_counted_for_metrics(tmp_path: Path) -> None:
     async with listening(tmp_path, observed=lambda target, op, status: seen.append((target, op, status))) as scim:
         await scim.get("/Users")
         await scim.get("/Users", target="invented", token="x")
+        await scim.send("INVENTED", "/Invented")
 
-    assert seen == [("alpha", "GET Users", 200), ("unknown", "GET Users", 401)]
+    assert seen == [("alpha", "GET Users", 200), ("unknown", "GET Users", 401), ("alpha", "other other", 404)]
