@@ -1,0 +1,102 @@
+"""Fill a store before a gateway starts: `python -m tests.bench.fill STORE COUNT`.
+
+Every user is accepted, delivered and settled by the engine's own functions and saved by one job of the store; what is left out is
+the bus and the history of attempts, which no filter looks at. Prints one number per second: how many are done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+
+from deploy.emulators.entra import OBSERVE, make_people
+from gateway.ledger import Ledger
+from gateway.lifecycle import Row, accept, dispatch, settle
+from gateway.store import Store
+from gateway.visibility import keys_of
+from schemas.config import RetrySettings
+from schemas.events import Outcome, identity
+from schemas.states import Change, Result
+
+AT_ONCE = 2_000
+SEED = 77
+PREFIX = "stored"
+TARGET = "observe"
+
+
+def user_names(count: int) -> list[str]:
+    """The user names that a filled store knows."""
+    return [person.user_principal_name for person in make_people(count, SEED, prefix=PREFIX, managers=False)]
+
+
+def stored(number: int, document: dict[str, Any], now: float) -> Any:
+    """The job that puts one applied user into the store."""
+    body = msgspec.json.encode(document)
+    keys = keys_of(document, "user")
+    names = (identity("userName", document["userName"]),)
+
+    def job(ledger: Ledger) -> None:
+        row = Row(id=f"00000000-0000-4000-8000-{number:012d}", target=TARGET)
+        if ledger.set_keys(row, keys) is not None:
+            raise ValueError("two people of the same name")
+        accept(
+            row,
+            event_id=f"filled-{number:012d}",
+            document=body,
+            identities=names,
+            change=Change.CREATE,
+            changed=tuple(document),
+            now=now,
+            acknowledged=True,
+        )
+        dispatch(row, now, ledger, "observe")
+        outcome = Outcome(
+            id=f"outcome-{number:012d}",
+            event_id=row.event_id,
+            target=TARGET,
+            kind="user",
+            resource=row.id,
+            generation=row.generation,
+            fence=row.fence,
+            delivery=1,
+            result=Result.APPLIED,
+            identities=names,
+            account_id=f"account-{number}",
+            created=True,
+            started_at=now,
+            ended_at=now,
+        )
+        settle(row, outcome, now, ledger, RetrySettings(), adopt=True, jitter=0.0)
+        ledger.save(row)
+        ledger.add_event(row, actor="entra")
+
+    return job
+
+
+async def fill(path: Path, count: int) -> None:
+    """Put `count` users into the store at `path`."""
+    people = make_people(count, SEED, prefix=PREFIX, managers=False)
+    store = Store.open(path)
+    try:
+        now, told = time.time(), time.monotonic()
+        for start in range(0, count, AT_ONCE):
+            jobs = []
+            for number, person in enumerate(people[start : start + AT_ONCE], start):
+                values = OBSERVE.values(person, creating=True)
+                jobs.append(store.run(stored(number, OBSERVE.document(values, "flag"), now)))
+            await asyncio.gather(*jobs)
+            if time.monotonic() - told >= 1.0:
+                told = time.monotonic()
+                print(start + len(jobs), flush=True)
+    finally:
+        await store.close()
+
+
+if __name__ == "__main__":
+    uvloop.run(fill(Path(sys.argv[1]), int(sys.argv[2])))
