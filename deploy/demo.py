@@ -101,7 +101,8 @@ class _Demo:
         self.data = data
         self.ready_file = ready_file
         self.cycle = cycle
-        self.supervisor = Supervisor()
+        self.supervisor = Supervisor(on_restart=self._write_ready_file)
+        self.is_ready = False
         self.console = Console(highlight=False)
         self.operator_token = ""
         self.operator_url = ""
@@ -117,6 +118,7 @@ class _Demo:
                 return 0
             self.console.print(f"Everything answers after {time.monotonic() - started:.1f} s.")
             self._say_where()
+            self.is_ready = True
             self._write_ready_file()
             if self.cycle:
                 await self._cycle(stop)
@@ -231,7 +233,8 @@ class _Demo:
         self.console.print(f"Operators: {self.operator_url} (token in {self.data}/operator.json)", soft_wrap=True)
 
     def _write_ready_file(self) -> None:
-        if self.ready_file is None:
+        """Once everything answers, and again with new process ids whenever a process was restarted."""
+        if self.ready_file is None or not self.is_ready:
             return
         document = {
             "targets": {

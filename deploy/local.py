@@ -47,6 +47,7 @@ class Child(Struct, frozen=True):
         folder: working directory; None: ours.
         output: file its output is appended to; None: our standard error.
         environment: added to ours.
+        prepare: called before every start, also before a restart: what the program needs may be gone by then.
     """
 
     name: str
@@ -54,15 +55,21 @@ class Child(Struct, frozen=True):
     folder: Path | None = None
     output: Path | None = None
     environment: Mapping[str, str] = {}
+    prepare: Callable[[], None] | None = None
 
 
 class Supervisor:
-    """Starts children in order, restarts what dies, stops them in reverse order."""
+    """Starts children in order, restarts what dies, stops them in reverse order.
 
-    def __init__(self) -> None:
+    Args:
+        on_restart: told after a child was started again; `pids` is new by then.
+    """
+
+    def __init__(self, on_restart: Callable[[], None] = lambda: None) -> None:
         self._children: dict[str, asyncio.subprocess.Process] = {}
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
+        self._on_restart = on_restart
 
     @property
     def pids(self) -> dict[str, int]:
@@ -89,9 +96,15 @@ class Supervisor:
             wait_s = min(RESTART_MAX_S, wait_s * 2)
             if self._ends():
                 return
-            process = await _spawn(child)
+            try:
+                process = await _spawn(child)
+            except OSError as exc:  # a full disk, no more processes: the next try may succeed, giving up never does
+                log.error("process.not_restarted", name=child.name, error=type(exc).__name__)
+                continue
             self._children[child.name] = process
             log.info("process.restarted", name=child.name, pid=process.pid)
+            with contextlib.suppress(OSError):  # what it writes for others must not end our watch
+                self._on_restart()
 
     def _ends(self) -> bool:
         return self._stopping
@@ -118,6 +131,8 @@ class Supervisor:
 
 
 async def _spawn(child: Child) -> asyncio.subprocess.Process:
+    if child.prepare is not None:
+        child.prepare()
     output: IO[bytes] | None = None
     if child.output is not None:
         child.output.parent.mkdir(parents=True, exist_ok=True)
@@ -169,17 +184,23 @@ def nats_server() -> str:
 
 
 def nats_child(folder: Path, port: int, *, output: Path | None = None) -> Child:
-    """A nats-server with JetStream on loopback, its data and configuration in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """A nats-server with JetStream on loopback, its data and configuration in `folder`.
+
+    Nothing durable rests on the folder: it may be deleted as a whole, and the next start makes it anew.
+    """
     configuration = folder / "nats.conf"
-    configuration.write_text(
-        "# written by provgate at every start; deploy/nats.conf is the file for servers of your own\n"
-        f'listen: "127.0.0.1:{port}"\n'
-        "max_payload: 1MB\n"
-        f'jetstream {{ store_dir: "{folder}", sync_interval: "{SYNC_INTERVAL}" }}\n',
-        encoding="utf-8",
-    )
-    return Child("nats-server", (nats_server(), "--config", str(configuration)), output=output)
+
+    def prepare() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        configuration.write_text(
+            "# written by provgate at every start; deploy/nats.conf is the file for servers of your own\n"
+            f'listen: "127.0.0.1:{port}"\n'
+            "max_payload: 1MB\n"
+            f'jetstream {{ store_dir: "{folder}", sync_interval: "{SYNC_INTERVAL}" }}\n',
+            encoding="utf-8",
+        )
+
+    return Child("nats-server", (nats_server(), "--config", str(configuration)), output=output, prepare=prepare)
 
 
 def process_children(config: Path, *, output: Path | None = None) -> tuple[Child, Child]:

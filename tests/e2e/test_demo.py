@@ -1,0 +1,90 @@
+"""The demonstration as a newcomer sees it: one command up, one Ctrl-C down, and the same again with what was kept."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.running import Running, a_session, a_talkdesk_user, eventually
+
+PEOPLE = 20
+TARGETS = ("telemessage", "talkdesk", "observe")
+CYCLE_WAIT_S = 90.0
+
+
+@pytest.mark.slow
+async def test_the_demo_applies_a_first_cycle_ends_without_a_trace_and_keeps_what_it_was_told(tmp_path: Path) -> None:
+    """design.md section 9: all users applied at both products, the address printed, up until Ctrl-C, then no process left;
+    a second run with the same data has the same Tenant URLs, tokens and users."""
+    first = Running(tmp_path / "data")
+    try:
+        await asyncio.to_thread(first.start)
+        ready = first.ready
+        assert set(ready["targets"]) == set(TARGETS)
+        assert set(ready["pids"]) >= {"gateway", "worker", "nats-server"}
+        async with a_session() as session:
+
+            async def cycle_is_over() -> bool:
+                return "Press Ctrl-C to stop" in first.said()
+
+            await eventually(cycle_is_over, CYCLE_WAIT_S, f"the first cycle ends: {first.said()}", every_s=0.2)
+            for target in TARGETS:
+                seen = await first.target(session, target)
+                assert seen["states"] == {"applied": PEOPLE}, seen
+            accounts = {name: await first.product(session, name).users() for name in ready["emulators"]}
+        assert {name: len(users) for name, users in accounts.items()} == {"telemessage": PEOPLE, "talkdesk": PEOPLE}
+        for entry in ready["targets"].values():
+            assert entry["tenant_url"] in first.said()
+            assert entry["token"] not in first.said()
+        for target in TARGETS:
+            assert re.search(rf"^{target} +{PEOPLE} +\d+ +0 +{PEOPLE} +({PEOPLE}|-) *$", first.said(), re.MULTILINE)
+        assert first.process is not None
+        assert first.process.poll() is None, "it stays up"
+
+        code = await asyncio.to_thread(first.stop, signal.SIGINT)
+    finally:
+        await asyncio.to_thread(first.stop, signal.SIGKILL)
+    assert code == 0, first.said()
+    assert first.left_behind() == []
+    assert not first.ready_file.exists()
+    assert "Traceback" not in first.said()
+
+    again = Running(tmp_path / "data", "--no-cycle")
+    try:
+        await asyncio.to_thread(again.start)
+        assert again.ready["targets"] == ready["targets"]
+        assert again.ready["emulators"] == ready["emulators"]
+        async with a_session() as session:
+            for target in TARGETS:
+                scim = again.scim(session, target)
+                everybody = await scim.send("GET", "/Users?count=100")
+                assert everybody.document["totalResults"] == PEOPLE
+            kept = {name: await again.product(session, name).users() for name in ready["emulators"]}
+            assert kept == accounts
+            assert (await again.scim(session, "talkdesk").create(a_talkdesk_user())).status == 201
+        code = await asyncio.to_thread(again.stop, signal.SIGTERM)
+    finally:
+        await asyncio.to_thread(again.stop, signal.SIGKILL)
+    assert code == 0, again.said()
+    assert again.left_behind() == []
+
+
+@pytest.mark.slow
+async def test_killing_the_demo_itself_takes_all_its_processes_along(tmp_path: Path) -> None:
+    """design.md section 9: also a demo that is killed with SIGKILL leaves no process behind (Linux)."""
+    running = Running(tmp_path / "data", "--no-cycle")
+    await asyncio.to_thread(running.start)
+    assert running.process is not None
+
+    os.kill(running.process.pid, signal.SIGKILL)
+    await asyncio.to_thread(running.process.wait)
+
+    async def nobody_is_left() -> bool:
+        return running.left_behind() == []
+
+    await eventually(nobody_is_left, 30.0, "all processes end with their parent")
