@@ -871,6 +871,6 @@ async def test_requests_are_counted_for_metrics(tmp_path: Path) -> None:
     async with listening(tmp_path, observed=lambda target, op, status: seen.append((target, op, status))) as scim:
         await scim.get("/Users")
         await scim.get("/Users", target="invented", token="x")
-        await scim.send("INVENTED", "/Invented")
+        await scim.send("PROPFIND", "/Invented")
 
     assert seen == [("alpha", "GET Users", 200), ("unknown", "GET Users", 401), ("alpha", "other other", 404)]
