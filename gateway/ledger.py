@@ -11,7 +11,19 @@ from typing import Any, Protocol, TypeVar
 
 from msgspec import Struct
 
-from gateway.lifecycle import Close, Effect, Issue, Linked, MakeDirty, Others, Row, TargetRow, make_dirty
+from gateway.lifecycle import (
+    Close,
+    Effect,
+    Issue,
+    Linked,
+    MakeDirty,
+    MembersSettled,
+    Others,
+    Row,
+    TargetRow,
+    make_dirty,
+)
+from gateway.patch import MemberChange
 from schemas.events import Outcome
 
 T = TypeVar("T")
@@ -114,6 +126,15 @@ class Ledger(Others, Protocol):
     def population(self, target: str) -> int:
         """Live resources of a target."""
 
+    def change_members(self, group: str, changes: Sequence[MemberChange]) -> bool:
+        """Change the wished members of a group, in order; whether that changed anything."""
+
+    def settle_members(self, group: str, add: Sequence[str], remove: Sequence[str], *, anew: bool) -> None:
+        """These are in and out at the product now; `anew`: nobody else is in."""
+
+    def forget_member(self, resource: str) -> None:
+        """A resource is being deleted: it is a member of nothing any more."""
+
     def streams(self) -> dict[str, str]:
         """Known creation times of streams."""
 
@@ -137,7 +158,9 @@ class Store(Protocol):
 def apply_effects(ledger: Ledger, row: Row, effects: Sequence[Effect], now: float) -> None:
     """Carry out the effects of a move that concern the store; the row itself is saved by the caller."""
     for effect in effects:
-        if isinstance(effect, Close):
+        if isinstance(effect, MembersSettled):
+            ledger.settle_members(row.id, effect.add, effect.remove, anew=effect.anew)
+        elif isinstance(effect, Close):
             ledger.close_events(row.id, effect.generation, effect.outcome, now)
         elif isinstance(effect, MakeDirty):
             other = ledger.row(effect.resource)

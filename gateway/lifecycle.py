@@ -23,6 +23,7 @@ from msgspec import Struct, field
 
 from schemas.config import RetrySettings
 from schemas.events import Outcome, ProvisioningEvent, Reason, Sighting, encode, timestamp
+from schemas.resources import Group, Member
 from schemas.states import NEXT, PRIORITY, PRIORITY_REPAIR, WAITING, Change, Circuit, Result, State
 from schemas.topology import CALL_S, OWNED_S, SETTLE_S
 
@@ -118,6 +119,8 @@ class Row(Struct, kw_only=True):
     poisoned: int = 0
     first_failed_at: float | None = None
     next_at: float = 0.0
+    unfinished: bool = False
+    """A group whose membership differs from the product's in more than the last event carried."""
 
     @property
     def waiting(self) -> bool:
@@ -163,6 +166,9 @@ class Others(Protocol):
     def past(self, row: Row) -> Sequence[Wish]:
         """Wishes of this row newer than the settled one, newest first, without the current one."""
 
+    def member_steps(self, row: Row) -> MemberSteps:
+        """What has to be done about the members of a group, as much as one event carries."""
+
 
 class Wish(Struct, frozen=True):
     """One generation of a row, as accepted."""
@@ -173,6 +179,20 @@ class Wish(Struct, frozen=True):
     document: bytes
     change: Change
     deleted: bool = False
+
+
+class MemberSteps(Struct, frozen=True):
+    """The difference between the wished members of a group and those the product has, as far as it can be sent now.
+
+    Args:
+        more: there are further differences than one event carries.
+        waiting_for: a wished member that has no account at the product yet; it blocks only its own membership (rule T12).
+    """
+
+    add: tuple[Member, ...] = ()
+    remove: tuple[Member, ...] = ()
+    more: bool = False
+    waiting_for: str | None = None
 
 
 # ---- effects: what must happen besides saving the row
@@ -224,7 +244,15 @@ class Issue(Struct, frozen=True):
     message: str
 
 
-Effect = Close | MakeDirty | Linked | CircuitHit | RateLimitHit | Died | Issue
+class MembersSettled(Struct, frozen=True):
+    """These members were added and removed at the product. `anew`: the group was created, so nobody else is in it."""
+
+    add: tuple[str, ...]
+    remove: tuple[str, ...]
+    anew: bool = False
+
+
+Effect = Close | MembersSettled | MakeDirty | Linked | CircuitHit | RateLimitHit | Died | Issue
 
 
 # ---- moves
@@ -304,7 +332,7 @@ def acknowledge(row: Row, generation: int) -> None:
 
 def ready(row: Row, now: float) -> bool:
     """Whether a delivery may be made now, as far as the row itself is concerned (rule T2)."""
-    return row.waiting and row.next_at <= now and (row.open or row.dirty)
+    return row.waiting and row.next_at <= now and (row.open or row.dirty or row.unfinished)
 
 
 def dispatch(row: Row, now: float, others: Others, connector: str) -> list[Effect] | None:
@@ -322,12 +350,16 @@ def dispatch(row: Row, now: float, others: Others, connector: str) -> list[Effec
         row.dirty = row.read_back = False
         move(row, State.GONE)
         return [Close(row.generation, "noop")]
+    if row.unfinished and not (row.open or row.dirty):
+        steps = others.member_steps(row)
+        if not (steps.add or steps.remove):
+            return _rest_of_members(row, steps, now)
     wish = _current_wish(row)
     if not row.deleted:
         holders = others.holders(row, row.identities)
         if holders:
             names = ", ".join(sorted({h.id for h in holders}))
-            _wait_for_neighbour(row, f"identity of {names}", now)
+            _wait_for_neighbour(row, f"identity of {names}", now, _identity_reason())
             if row.doubts.possible:  # its own name is uncertain: find out first, without writing (R2)
                 return _send(row, wish, now, others, connector, read_only=True)
             ring = _cycle(row, others)
@@ -346,6 +378,23 @@ def dispatch(row: Row, now: float, others: Others, connector: str) -> list[Effec
                 return _die(row, reason, "rejected")
             wish = detour
     return _send(row, wish, now, others, connector)
+
+
+def _rest_of_members(row: Row, steps: MemberSteps, now: float) -> list[Effect] | None:
+    """Nothing more can be sent for this group now: it is done, or waits for a member's account."""
+    if steps.waiting_for is None:
+        row.unfinished = False
+        row.reason = row.blocked_on = None
+        move(row, State.APPLIED)
+        return []
+    _wait_for_neighbour(row, f"member {steps.waiting_for}", now, _member_reason(steps.waiting_for))
+    return None
+
+
+def _member_reason(member: str) -> Reason:
+    return Reason(
+        code="member_missing", message=f"Waits until member {member} has an account at the product; all others are in."
+    )
 
 
 def _current_wish(row: Row) -> Wish:
@@ -394,6 +443,12 @@ def _send(row: Row, wish: Wish, now: float, others: Others, connector: str, *, r
         ]
     doubts.written |= own
     doubts.possible |= lookup
+    document = wish.document
+    row.unfinished = False
+    if row.kind == "group" and not (wish.deleted or read_only):
+        steps = others.member_steps(row)
+        document = _group_document(wish.document, steps)
+        row.unfinished = steps.more or steps.waiting_for is not None
     event = ProvisioningEvent(
         id=wish.event_id,
         target=row.target,
@@ -403,7 +458,7 @@ def _send(row: Row, wish: Wish, now: float, others: Others, connector: str, *, r
         generation=wish.generation,
         fence=row.fence,
         change=wish.change,
-        document=msgspec.Raw(wish.document),
+        document=msgspec.Raw(document),
         deleted=wish.deleted,
         account_id=row.account_id,
         look=row.looked,
@@ -418,6 +473,11 @@ def _send(row: Row, wish: Wish, now: float, others: Others, connector: str, *, r
     )
     row.body = encode(event)
     return []
+
+
+def _group_document(document: bytes, steps: MemberSteps) -> bytes:
+    group = Group.from_document(msgspec.json.decode(document))
+    return msgspec.json.encode(msgspec.structs.replace(group, add=steps.add, remove=steps.remove))
 
 
 def _may_look_up(row: Row, name: str, others: Others) -> bool:
@@ -436,13 +496,16 @@ def _block(row: Row, on: str, now: float, reason: Reason | None, *, wait_s: floa
     move(row, State.BLOCKED)
 
 
-def _wait_for_neighbour(row: Row, on: str, now: float) -> None:
+def _wait_for_neighbour(row: Row, on: str, now: float, reason: Reason) -> None:
     attempt = row.attempt if row.state is State.BLOCKED else 0
     wait_s = min(NEIGHBOUR_RECHECK_MAX_S, NEIGHBOUR_RECHECK_FIRST_S * 2 ** min(attempt, 9))
-    reason = Reason(
+    _block(row, on, now, reason, wait_s=wait_s)
+
+
+def _identity_reason() -> Reason:
+    return Reason(
         code="identity_held", message="Waits until an earlier user of the same name is settled at the product."
     )
-    _block(row, on, now, reason, wait_s=wait_s)
 
 
 def _cycle(row: Row, others: Others) -> list[Row]:
@@ -703,6 +766,9 @@ def _applied(row: Row, outcome: Outcome, now: float, others: Others, sent: bytes
     row.blocked_on = None
     row.next_at = 0.0
     row.settled_document = None if outcome.deleted else _document_of(sent, row)
+    if row.kind == "group" and not outcome.deleted:
+        effects.append(_members_of(sent, created=outcome.created))
+        row.unfinished |= outcome.created
     move(row, State.GONE if outcome.deleted else State.APPLIED)
     if doubts.strays:
         row.dirty = True
@@ -710,15 +776,23 @@ def _applied(row: Row, outcome: Outcome, now: float, others: Others, sent: bytes
     if row.open:
         row.next_at = 0.0
         move(row, State.QUEUED)
-    elif row.dirty and row.state is State.APPLIED:
+    elif (row.dirty or row.unfinished) and row.state is State.APPLIED:
         move(row, State.QUEUED)
     return effects
 
 
+def _members_of(sent: bytes | None, *, created: bool) -> MembersSettled:
+    group = msgspec.json.decode(sent, type=ProvisioningEvent).group() if sent else Group(display_name="")
+    return MembersSettled(tuple(m.id for m in group.add), tuple(m.id for m in group.remove), anew=created)
+
+
 def _document_of(sent: bytes | None, row: Row) -> bytes:
     """The confirmed document: what was sent. Equal to the wish unless a newer one waits."""
-    if sent is None:
+    if sent is None or not row.open:
         return row.document
+    if row.kind == "group":
+        group = msgspec.json.decode(sent, type=ProvisioningEvent).group()
+        return msgspec.json.encode(msgspec.structs.replace(group, add=(), remove=()))
     return bytes(msgspec.json.decode(sent, type=ProvisioningEvent).document)
 
 

@@ -23,6 +23,7 @@ from gateway.tables import (
     IDENTITY,
     KEY,
     KEYS,
+    MEMBERSHIP,
     READ_COLUMNS,
     RESOURCE,
     STREAM,
@@ -85,7 +86,7 @@ class Statements:
         r, i, e, a = RESOURCE.c, IDENTITY.c, EVENT.c, ATTEMPT.c
         rows = sa.select(*READ_COLUMNS)
         first = rows.limit(1)
-        one = sa.select(sa.literal_column("1")).limit(1)
+        one: Any = sa.select(sa.literal_column("1")).limit(1)
         limited = rows.limit(_p("limit", sa.Integer))
         flying = r.in_flight.is_not(None)
         clauses = self._clauses
@@ -229,6 +230,7 @@ class Statements:
         )
 
         # attempts
+        self._memberships(clauses)
         clauses["record_attempt"] = self._insert_new(ATTEMPT, "id", a.seq)
         self._columns["record_attempt"] = [name for name in _names(ATTEMPT) if name != "seq"]
         failed = _is(a.result, Result.RETRY.value)
@@ -380,6 +382,66 @@ class Statements:
             ready = self._ready[name] = Statement(self._clauses[name], self._dialect, self._columns.get(name))
         return ready
 
+    def _memberships(self, clauses: dict[str, Any]) -> None:
+        """Members of groups, wished and settled; `members` is a JSON list of ids, so that one statement takes any number."""
+        m, r = MEMBERSHIP.c, RESOURCE.c
+        given = sa.text(_GIVEN_MEMBERS[self.engine]).columns(member=sa.String)
+        ids = sa.select(given.subquery("given").c.member)
+        mine = m.group_id == _p("group_id")
+        clauses["wish_members"] = sa.text(_WISH_MEMBERS.format(given=_GIVEN_MEMBERS[self.engine]))
+        clauses["unwish_members"] = (
+            sa.update(MEMBERSHIP)
+            .where(mine, m.wished.is_(sa.true()), m.member.in_(ids))
+            .values(wished=sa.false())
+            .returning(m.member)
+        )
+        clauses["unwish_others"] = (
+            sa.update(MEMBERSHIP)
+            .where(mine, m.wished.is_(sa.true()), m.member.not_in(ids))
+            .values(wished=sa.false())
+            .returning(m.member)
+        )
+        clauses["drop_unwished"] = sa.delete(MEMBERSHIP).where(
+            mine, m.wished.is_(sa.false()), m.settled.is_(sa.false())
+        )
+        clauses["settle_added"] = (
+            sa.update(MEMBERSHIP).where(mine, m.settled.is_(sa.false()), m.member.in_(ids)).values(settled=sa.true())
+        )
+        clauses["settle_removed"] = (
+            sa.update(MEMBERSHIP).where(mine, m.settled.is_(sa.true()), m.member.in_(ids)).values(settled=sa.false())
+        )
+        clauses["unsettle_members"] = (
+            sa.update(MEMBERSHIP).where(mine, m.settled.is_(sa.true())).values(settled=sa.false())
+        )
+        clauses["forget_member"] = sa.delete(MEMBERSHIP).where(m.member == _p("member"))
+        joined = sa.select(m.member, m.wished, r.kind, r.account_id).select_from(
+            sa.outerjoin(MEMBERSHIP, RESOURCE, m.member == r.id)
+        )
+        clauses["member_steps"] = (
+            joined.where(
+                mine,
+                m.wished != m.settled,
+                sa.or_(m.wished.is_(sa.false()), sa.and_(r.target == _p("target"), r.account_id.is_not(None))),
+            )
+            .order_by(m.member)
+            .limit(_p("limit", sa.Integer))
+        )
+        clauses["member_waiting"] = (
+            joined.where(
+                mine,
+                m.wished.is_(sa.true()),
+                m.settled.is_(sa.false()),
+                sa.or_(r.account_id.is_(None), r.target != _p("target")),
+            )
+            .order_by(m.member)
+            .limit(1)
+        )
+        clauses["wished_members"] = sa.select(m.member).where(mine, m.wished.is_(sa.true())).order_by(m.member)
+        clauses["is_member"] = (
+            sa.select(sa.literal_column("1")).where(mine, m.member == _p("member"), m.wished.is_(sa.true())).limit(1)
+        )
+        clauses["groups_of"] = sa.select(m.group_id).where(m.member == _p("member"), m.wished.is_(sa.true()))
+
     def holders(self, count: int) -> Statement:
         """Rows other than `id` that hold any of `count` identities, oldest first."""
         ready = self._ready.get(count)
@@ -448,10 +510,22 @@ _ANY_DUE = " OR ".join(f"EXISTS ({_IS_DUE} AND d.priority = {n})" for n in range
 _TARGETS_DUE = _loose_scan("resource", "due_at IS NOT NULL") + f" AND ({_ANY_DUE})"
 
 
+_GIVEN_MEMBERS = {
+    "sqlite": "SELECT value AS member FROM json_each(:members)",
+    "postgresql": "SELECT value AS member FROM jsonb_array_elements_text(CAST(:members AS JSONB))",
+}
+_WISH_MEMBERS = (
+    "INSERT INTO membership (group_id, member, wished, settled) "
+    "SELECT :group_id, g.member, true, false FROM ({given}) g WHERE true "
+    "ON CONFLICT (group_id, member) DO UPDATE SET wished = true WHERE NOT membership.wished RETURNING member"
+)
+"""SQLite needs the `WHERE true` to tell the conflict clause from a join."""
+
+
 def _trails(limited: Any) -> Any:
     """Resting rows with a trail, a name of which another live row wishes."""
     r, left, wished = RESOURCE.c, IDENTITY.alias("left_behind"), IDENTITY.alias("wished")
-    wanted = (
+    wanted: Any = (
         sa.select(sa.literal_column("1"))
         .select_from(left)
         .join(

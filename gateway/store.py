@@ -29,7 +29,8 @@ from msgspec import Struct
 from gateway import ledger as protocol
 from gateway.databases import StoreRefused, check_durability, engine_of, first_line, migrate
 from gateway.ledger import Keys, Tally
-from gateway.lifecycle import Row, TargetRow, Wish
+from gateway.lifecycle import MemberSteps, Row, TargetRow, Wish
+from gateway.patch import MemberChange
 from gateway.records import (
     AttemptRecord,
     AuditRecord,
@@ -66,6 +67,7 @@ from gateway.writer import (
     Writer,
 )
 from schemas.events import Outcome
+from schemas.resources import Member
 from schemas.states import Change, Circuit, Result, State
 
 __all__ = [
@@ -87,6 +89,8 @@ READER_BUSY_WAIT_S = 0.25
 READER_THREADS = 4
 IDENTITIES_PER_QUERY_MAX = 64
 LISTED_MAX = 1_000
+MEMBERS_PER_EVENT_MAX = 1_000
+"""Membership differences that one event carries; the rest follows when it is settled."""
 """Longest list any reading method returns at once."""
 PURGE_ROWS_MAX = 500
 """Rows of one kind that one purge job deletes: short enough that no request notices it."""
@@ -311,9 +315,6 @@ class Transaction(protocol.Ledger):
             if self.row(row.id) is None:
                 raise StoreError(f"resource {row.id} can be neither inserted nor found")
             loaded = self._loaded[row.id]
-            keys = self._keys.pop(row.id, None)
-            if keys is not None:
-                self._write_keys(row.id, keys)
         changed = tuple([n for n, (old, new) in enumerate(zip(loaded.values, values, strict=False)) if old != new])
         if changed:
             columns = {WRITTEN[n]: values[n] for n in changed}
@@ -369,14 +370,10 @@ class Transaction(protocol.Ledger):
             for (holder,) in found:
                 if holder is not None:
                     return str(holder)
-        if row.id in self._loaded:
-            self._write_keys(row.id, keys)
-        else:
+        self._db.do("set_keys", row_id=row.id, **_key_columns(keys))
+        if row.id not in self._loaded:  # perhaps a new row: then there was nothing to write to
             self._keys[row.id] = keys
         return None
-
-    def _write_keys(self, resource: str, keys: Keys) -> None:
-        self._db.do("set_keys", row_id=resource, **_key_columns(keys))
 
     # ---- other rows
 
@@ -403,6 +400,45 @@ class Transaction(protocol.Ledger):
             Wish(generation, event_id, to_texts(identities), document, CHANGES[change], bool(deleted))
             for generation, event_id, identities, document, change, deleted in found
         ]
+
+    # ---- members of groups
+
+    def change_members(self, group: str, changes: Sequence[MemberChange]) -> bool:
+        changed = False
+        for change in changes:
+            members = msgspec.json.encode(change.ids).decode()
+            if change.op == "replace":
+                changed |= bool(self._db.rows("unwish_others", group_id=group, members=members))
+            statement = "unwish_members" if change.op == "remove" else "wish_members"
+            changed |= bool(self._db.rows(statement, group_id=group, members=members))
+        if changed:
+            self._db.do("drop_unwished", group_id=group)
+        return changed
+
+    def member_steps(self, row: Row) -> MemberSteps:
+        found = self._db.rows("member_steps", group_id=row.id, target=row.target, limit=MEMBERS_PER_EVENT_MAX + 1)
+        waiting = self._db.rows("member_waiting", group_id=row.id, target=row.target)
+        steps = [(bool(wished), Member(id=m, kind=kind or "user", account_id=a)) for m, wished, kind, a in found]
+        carried = steps[:MEMBERS_PER_EVENT_MAX]
+        return MemberSteps(
+            add=tuple(member for wished, member in carried if wished),
+            remove=tuple(member for wished, member in carried if not wished),
+            more=len(steps) > len(carried),
+            waiting_for=waiting[0][0] if waiting else None,
+        )
+
+    def settle_members(self, group: str, add: Sequence[str], remove: Sequence[str], *, anew: bool) -> None:
+        if anew:
+            self._db.do("unsettle_members", group_id=group)
+        if add:
+            self._db.do("settle_added", group_id=group, members=msgspec.json.encode(add).decode())
+        if remove:
+            self._db.do("settle_removed", group_id=group, members=msgspec.json.encode(remove).decode())
+        if anew or remove:
+            self._db.do("drop_unwished", group_id=group)
+
+    def forget_member(self, resource: str) -> None:
+        self._db.do("forget_member", member=resource)
 
     # ---- events and attempts
 
@@ -740,6 +776,18 @@ class Reader:
         found = self._db.rows(f"by_{name}", target=target, kind=kind, value=value, limit=LISTED_MAX)
         rows = [decode_row(columns) for columns in found]
         return rows if hidden else [row for row in rows if is_visible(row)]
+
+    def members(self, group: str) -> list[str]:
+        """The wished members of a group, in the order of their ids."""
+        return [member for (member,) in self._db.rows("wished_members", group_id=group)]
+
+    def is_member(self, group: str, member: str) -> bool:
+        """Whether somebody is a wished member of a group."""
+        return bool(self._db.rows("is_member", group_id=group, member=member))
+
+    def groups_of(self, member: str) -> list[str]:
+        """The groups somebody is a wished member of."""
+        return [group for (group,) in self._db.rows("groups_of", member=member)]
 
     def page(self, target: str, kind: str, start_index: int, count: int) -> tuple[list[Row], int]:
         """Shown resources from the `start_index`-th on, oldest first, and how many there are in all (RFC 7644, 3.4.2.4)."""

@@ -19,7 +19,7 @@ from gateway.visibility import is_visible
 from schemas.events import Reason
 from schemas.states import Change, State
 
-SCHEMA = "0002"
+SCHEMA = "0003"
 """The newest migration; older stores are brought up to it at start, newer ones are refused."""
 
 _Sequence = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
@@ -117,6 +117,7 @@ class Resource(_Table, table=True):
     poisoned: int
     first_failed_at: float | None
     next_at: float
+    unfinished: bool
     # derived
     due_at: float | None
     priority: int
@@ -155,6 +156,21 @@ class Identity(_Table, table=True):
     wished: bool
     held: bool
     trail: bool
+
+
+class Membership(_Table, table=True):
+    """Who is in a group: as wished, and as the product has it. Rows, so that a large group takes small changes in no time."""
+
+    __table_args__ = (
+        sa.Index("ix_membership_open", "group_id", "member", **_where("wished != settled")),
+        sa.Index("ix_membership_member", "member"),
+        {"sqlite_with_rowid": False},
+    )
+
+    group_id: str = Field(primary_key=True, foreign_key="resource.id", ondelete="CASCADE")
+    member: str = Field(primary_key=True)
+    wished: bool
+    settled: bool
 
 
 class Event(_Table, table=True):
@@ -277,9 +293,9 @@ class Audit(_Table, table=True):
 
 
 METADATA = _Table.metadata
-RESOURCE, IDENTITY, EVENT, ATTEMPT, TARGET, STREAM, KEY, AUDIT = (
+RESOURCE, IDENTITY, MEMBERSHIP, EVENT, ATTEMPT, TARGET, STREAM, KEY, AUDIT = (
     METADATA.tables[name]
-    for name in ("resource", "identity", "event", "attempt", "target", "stream", "access_key", "audit")
+    for name in ("resource", "identity", "membership", "event", "attempt", "target", "stream", "access_key", "audit")
 )
 
 # ---- rows to columns and back

@@ -11,8 +11,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gateway.ledger import Keys, Tally
-from gateway.lifecycle import Doubts, Row, TargetRow, Wish
+from gateway.lifecycle import Doubts, MemberSteps, Row, TargetRow, Wish
+from gateway.patch import MemberChange
 from schemas.events import Outcome
+from schemas.resources import Member
 from schemas.states import Change, Result, State
 
 
@@ -38,10 +40,12 @@ class Memory:
         self.wished: dict[str, set[str]] = defaultdict(set)
         self.links: dict[str, str] = {}
         self.events: dict[str, dict[int, list[Any]]] = defaultdict(dict)
+        self.event_ids: dict[str, tuple[str, int]] = {}
         self.attempts: dict[str, Outcome] = {}
         self.recent: list[Outcome] = []
         self.targets: dict[str, TargetRow] = {}
         self.known: dict[str, str] = {}
+        self.members: dict[str, dict[str, list[bool]]] = defaultdict(dict)
         self.audits: list[tuple[str, str]] = []
         self.violations: list[str] = []
 
@@ -140,6 +144,7 @@ class MemoryLedger:
             self.m.violations.append("generations have a gap (I2)")
         wish = Wish(row.generation, row.event_id, row.identities, row.document, row.change, row.deleted)
         events[row.generation] = [None, wish]
+        self.m.event_ids[row.event_id] = (row.id, row.generation)
         if row.settled_generation >= row.generation:  # settled in the very transaction that accepted it
             events[row.generation][0] = "noop"
 
@@ -246,6 +251,52 @@ class MemoryLedger:
 
     def population(self, target: str) -> int:
         return sum(1 for r in self.m.rows.values() if not r.deleted)
+
+    # members
+    def change_members(self, group: str, changes: Sequence[MemberChange]) -> bool:
+        members = self.m.members[group]
+        before = {member for member, flags in members.items() if flags[0]}
+        after = set(before)
+        for change in changes:
+            if change.op == "replace":
+                after = set(change.ids)
+            elif change.op == "add":
+                after |= set(change.ids)
+            else:
+                after -= set(change.ids)
+        for member in before ^ after:
+            members.setdefault(member, [False, False])[0] = member in after
+        self._drop(group)
+        return before != after
+
+    def _drop(self, group: str) -> None:
+        members = self.m.members[group]
+        for member in [m for m, flags in members.items() if flags == [False, False]]:
+            del members[member]
+
+    def member_steps(self, row: Row) -> MemberSteps:
+        add, remove, waiting = [], [], None
+        for member, (wished, settled) in sorted(self.m.members[row.id].items()):
+            if wished == settled:
+                continue
+            held = self.m.rows.get(member)
+            known = held is not None and held.target == row.target
+            if not wished:
+                remove.append(Member(member, held.kind if held else "user", held.account_id if held else None))
+            elif known and held.account_id:
+                add.append(Member(member, held.kind, held.account_id))
+            else:
+                waiting = waiting or member
+        return MemberSteps(tuple(add), tuple(remove), False, waiting)
+
+    def settle_members(self, group: str, add: Sequence[str], remove: Sequence[str], *, anew: bool) -> None:
+        for member, flags in self.m.members[group].items():
+            flags[1] = (flags[1] and not anew and member not in remove) or member in add
+        self._drop(group)
+
+    def forget_member(self, resource: str) -> None:
+        for members in self.m.members.values():
+            members.pop(resource, None)
 
     def streams(self) -> dict[str, str]:
         return self.m.known
