@@ -7,7 +7,7 @@ the product's own word when it comes in time, success (or "come again", policy `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -18,6 +18,7 @@ from gateway.dispatch import Clock, Dispatcher
 from gateway.ledger import NO_KEYS, Ledger, Store
 from gateway.lifecycle import Row, accept, acknowledge
 from gateway.messages import ScimError
+from gateway.patch import MemberChange
 from gateway.visibility import base_document, is_refused, is_visible, keys_of
 from schemas.config import BrakeSettings, TargetSettings
 from schemas.events import Reason, identity
@@ -126,8 +127,15 @@ class Intake:
 
     # ---- the three writes
 
-    async def create(self, target: str, kind: str, document: dict[str, Any]) -> Answer:
-        """POST. The same POST while the first still runs joins it; a live resource of that name is 409 (`uniqueness`)."""
+    async def create(
+        self, target: str, kind: str, document: dict[str, Any], *, members: Sequence[MemberChange] = ()
+    ) -> Answer:
+        """POST. The same POST while the first still runs joins it; a live resource of that name is 409 (`uniqueness`).
+
+        Args:
+            document: the wished document; a group's without its members.
+            members: who shall be in a group.
+        """
         body = _encode(document)
         identities = self._identities(target, kind, document)
         keys = keys_of(document, kind)
@@ -153,17 +161,34 @@ class Intake:
                     return _Taken(error=_exists(kind, keys, ledger.row(second)))
                 row.veiled = strict
             return self._accept(
-                ledger, row, body, identities, Change.CREATE, tuple(document), now, strict=strict, healthy=healthy
+                ledger,
+                row,
+                body,
+                identities,
+                Change.CREATE,
+                tuple(document),
+                now,
+                strict=strict,
+                healthy=healthy,
+                members=members,
             )
 
         return await self._answer(target, await self.store.run(job))
 
     async def change(
-        self, target: str, kind: str, seen: Row, compute: Compute, *, if_match: Callable[[Row], bool] | None = None
+        self,
+        target: str,
+        kind: str,
+        seen: Row,
+        compute: Compute,
+        *,
+        if_match: Callable[[Row], bool] | None = None,
+        members: Sequence[MemberChange] = (),
     ) -> Answer:
         """PATCH and PUT of a visible resource.
 
         Args:
+            members: what shall happen to a group's members, in order.
             seen: the row as read before; the change is computed on it outside the transaction, and anew inside if it moved.
             if_match: the caller's precondition (412 when it does not hold).
         """
@@ -189,7 +214,8 @@ class Intake:
                 except ScimError as error:
                     return _Taken(error=error)
             refused = is_refused(row)
-            if document == base and not refused:
+            regrouped = bool(members) and ledger.change_members(row.id, members)
+            if document == base and not refused and not regrouped:
                 if row.open and row.acknowledged < row.generation:
                     return self._join(row)
                 return _Taken(row=row, unchanged=True)
@@ -204,7 +230,8 @@ class Intake:
                 ledger.set_keys(other, NO_KEYS)
                 ledger.set_keys(row, keys)
             hold = change is Change.DEACTIVATE and self._braked(ledger, target, brake, now)
-            changed = tuple(sorted(k for k in base.keys() | document.keys() if base.get(k) != document.get(k)))
+            names = {k for k in base.keys() | document.keys() if base.get(k) != document.get(k)}
+            changed = tuple(sorted(names | {"members"} if regrouped else names))
             identities = self._identities(target, kind, document)
             if strict and row.acknowledged >= row.generation:
                 row.veiled = True
@@ -264,6 +291,7 @@ class Intake:
         strict: bool,
         healthy: bool,
         hold: bool = False,
+        members: Sequence[MemberChange] = (),
     ) -> _Taken:
         created = change is Change.CREATE
         accept(
@@ -277,6 +305,9 @@ class Intake:
             acknowledged=False,
             hold=hold,
         )
+        if members:
+            ledger.save(row)  # members belong to a row that exists
+            ledger.change_members(row.id, members)
         was_in_flight = row.in_flight is not None
         message = self.dispatcher.try_dispatch(ledger, row, now)
         on_its_way = message is not None or was_in_flight
