@@ -21,10 +21,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
+from schemas.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from http.client import HTTPConnection, HTTPResponse
 
 FINE, NOT_FINE, WRONG_USE, UNREACHABLE, REFUSED = 0, 1, 2, 3, 4
+INTERRUPTED = 130
+"""Ctrl-C in the middle of something, as shells count it."""
 
 URL_VARIABLE = "PROVGATE_OPERATOR_URL"
 TOKEN_VARIABLE = "PROVGATE_OPERATOR_TOKEN"  # noqa: S105 the name of a variable
@@ -83,6 +87,7 @@ _app = App(
     result_action="return_value",
     exit_on_error=False,
     print_error=False,
+    suppress_keyboard_interrupt=False,
 )
 
 
@@ -127,15 +132,18 @@ def tail(
     access: Access = HERE,
 ) -> int:
     """Follow events and outcomes as they happen: ids and names of attributes, never values."""
-    out = None if access.as_json else _terminal()
-    for seen, event in enumerate(Api(access).stream("/events/stream", target=target), start=1):
-        if out is None:
-            print(json.dumps(event, ensure_ascii=False), flush=True)
-        else:
-            out.console().print(out.live_line(event), soft_wrap=True)
-        if count is not None and seen >= count:
-            break
-    return FINE
+    terminal = None if access.as_json else _terminal()
+    try:
+        for seen, event in enumerate(Api(access).stream("/events/stream", target=target), start=1):
+            if terminal is None:
+                print(json.dumps(event, ensure_ascii=False), flush=True)
+            else:
+                terminal.console().print(terminal.live_line(event), soft_wrap=True)
+            if count is not None and seen >= count:
+                return FINE
+    except KeyboardInterrupt:  # the usual way to stop looking
+        return FINE
+    raise Failure("the gateway ended the live stream", UNREACHABLE)
 
 
 # ---- dead letters and held changes
@@ -425,7 +433,14 @@ def demo(
 @_app.command(help_epilogue="Example:\n  provgate gateway --config provgate.toml")
 def gateway(*, config: Annotated[Path, Parameter(help="The configuration file.")] = Path(CONFIG_FILE)) -> int:
     """Run a gateway: SCIM for Entra, the store, the dispatcher, the operators' API."""
-    return _started(importlib.import_module("gateway.__main__").run(config=_existing(config)))
+    path = _existing(config)
+    from gateway.keys import KeyProblem
+    from gateway.writer import StoreError
+
+    try:
+        return _started(importlib.import_module("gateway.__main__").run(config=path, pretty=sys.stderr.isatty()))
+    except (KeyProblem, StoreError) as exc:  # both say what is wrong and what to do, and name no secret
+        raise Failure(str(exc), WRONG_USE) from exc
 
 
 @_app.command(
@@ -667,13 +682,9 @@ def _access_files(access: Access) -> list[Path]:
 def _from_config(path: Path) -> tuple[str | None, str | None]:
     from gateway.checks import revealed
     from schemas.config import load
-    from schemas.errors import ConfigurationError
 
-    try:
-        settings = load(path).gateway
-        token = revealed(settings.operator_token, path.resolve().parent) if settings.operator_token else None
-    except ConfigurationError as exc:
-        raise Failure(str(exc), WRONG_USE) from exc
+    settings = load(path).gateway
+    token = revealed(settings.operator_token, path.resolve().parent) if settings.operator_token else None
     host = "127.0.0.1" if settings.operator_host in ("0.0.0.0", "::") else settings.operator_host  # noqa: S104 compared only
     return f"http://{host}:{settings.operator_port}", token
 
@@ -802,11 +813,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Failure as failure:
         _complain(failure.message, tokens)
         return failure.code
+    except ConfigurationError as exc:
+        _complain(str(exc), tokens)
+        return WRONG_USE
     except CycloptsError as exc:
         _complain(f"{exc}\nSee: provgate {' '.join([*_words(tokens), '--help'])}", tokens)
         return WRONG_USE
     except KeyboardInterrupt:
-        return FINE
+        return INTERRUPTED
     except BrokenPipeError:  # `provgate ... | head`: whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FINE

@@ -72,7 +72,7 @@ class Problem(Struct, frozen=True):
 
     Args:
         red: nothing gets through; otherwise only some things do not.
-        phrase: goes after the target's name: `does not answer since 12 min`.
+        phrase: goes after the target's name: `is down since 12 min`.
         remedy: what to do about it.
     """
 
@@ -81,14 +81,20 @@ class Problem(Struct, frozen=True):
     phrase: str
     remedy: str
 
+    @property
+    def stops(self) -> bool:
+        """Whether changes wait because of it."""
+        return self.red or self.code == "paused"
+
 
 def served_by(presences: Iterable[Mapping[str, Any]], target: str) -> Served:
     """Which workers serve a target, out of the presence documents of all workers."""
     workers: list[str] = []
     problems: list[str] = []
     for presence in presences:
-        entry = presence.get("targets", {}).get(target)
-        if entry is None:
+        targets = presence.get("targets")
+        entry = targets.get(target) if isinstance(targets, dict) else None
+        if not isinstance(entry, dict):
             continue
         if entry.get("serving"):
             workers.append(str(presence.get("worker", "")))
@@ -126,7 +132,7 @@ def problems_of(
             Problem(
                 f"circuit_{target.circuit.value}",
                 True,
-                ("refuses our credentials or settings" if refused else "does not answer")
+                ("refuses our credentials or settings" if refused else "is down")
                 + f" since {since} ({sentence_of(target.circuit_reason) or 'no reason given'})",
                 f"Correct the credential or setting, then: provgate target probe {name}"
                 if refused
@@ -194,7 +200,7 @@ def status_sentence(
     phrases = []
     for name, found in ordered[:SHOWN_NAMES_MAX]:
         wait = waiting.get(name, 0)
-        phrases.append(f"{name} {found[0].phrase}" + (f", {_waits(wait)}" if found[0].code != "key" and wait else ""))
+        phrases.append(f"{name} {found[0].phrase}" + (f", {_waits(wait)}" if found[0].stops and wait else ""))
     if len(wrong) == 1:
         return phrases[0] + "."
     more = len(ordered) - SHOWN_NAMES_MAX
@@ -225,7 +231,7 @@ def standstill(target: TargetRow, served: Served, now: float, *, enabled: bool, 
     if target.circuit is Circuit.AUTH:
         return Cause("circuit_auth", f"The product refuses our credentials or settings: {target.circuit_reason}")
     if target.circuit is Circuit.DOWN:
-        return Cause("circuit_down", f"The product does not answer: {target.circuit_reason}")
+        return Cause("circuit_down", f"The product is down: {target.circuit_reason}")
     if not bus_connected:
         return Cause("bus", "NATS cannot be reached; sent as soon as it is back.")
     if not served.workers:

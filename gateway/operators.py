@@ -23,7 +23,7 @@ from litestar.datastructures import State as AppState
 from litestar.di import Provide
 from litestar.exceptions import HTTPException, NotFoundException
 from litestar.handlers.base import BaseRouteHandler
-from litestar.params import Dependency
+from litestar.params import FromPath, FromQuery, RawBody, SkipValidation
 from litestar.response import Stream
 from msgspec import Meta, Struct
 
@@ -90,7 +90,7 @@ class Services(Struct, kw_only=True):
     hosts: tuple[str, ...] = ()
 
 
-Given = Annotated[Services, Dependency(skip_validation=True)]
+Given = SkipValidation[Services]
 
 
 class OperatorError(Exception):
@@ -212,7 +212,7 @@ class _Gate:
 
 
 @get("/status")
-async def status(services: Given, target: str | None = None) -> views.StatusView:
+async def status(services: Given, target: FromQuery[str | None] = None) -> views.StatusView:
     """What is wrong, in one sentence; every target; what waits and why."""
     around = _around(services)
     names = [_known(services, target)] if target is not None else list(around.targets)
@@ -241,7 +241,7 @@ async def list_targets(services: Given) -> views.TargetsView:
 
 
 @get("/targets/{name:str}")
-async def show_target(services: Given, name: str) -> views.OneTargetView:
+async def show_target(services: Given, name: FromPath[str]) -> views.OneTargetView:
     """One target, with what waits there and why."""
     around = _around(services)
     seen, waiting = await _look(services, around, [_known(services, name)])
@@ -282,13 +282,13 @@ async def _look(
 
 
 @post("/targets/{name:str}/pause", status_code=200)
-async def pause_target(services: Given, name: str, body: bytes) -> views.TargetMoved:
+async def pause_target(services: Given, name: FromPath[str], body: RawBody) -> views.TargetMoved:
     """Send nothing to this target until it is resumed; Entra is still answered."""
     return await _set_pause(services, _known(services, name), ACTOR, _order(body, PauseOrder).reason)
 
 
 @post("/targets/{name:str}/resume", status_code=200)
-async def resume_target(services: Given, name: str, body: bytes) -> views.TargetMoved:
+async def resume_target(services: Given, name: FromPath[str], body: RawBody) -> views.TargetMoved:
     """Go on sending."""
     moved = await _set_pause(services, _known(services, name), None, _order(body, ReasonOrder).reason)
     services.dispatcher.kick(name)
@@ -316,7 +316,7 @@ async def _set_pause(services: Services, name: str, paused_by: str | None, reaso
 
 
 @post("/targets/{name:str}/probe", status_code=200)
-async def probe_target(services: Given, name: str) -> views.Probed:
+async def probe_target(services: Given, name: FromPath[str]) -> views.Probed:
     """Have a worker check the product now; an open circuit is tried again at once."""
     _known(services, name)
     bus = services.dispatcher.bus
@@ -347,7 +347,10 @@ async def probe_target(services: Given, name: str) -> views.Probed:
 
 @get("/dead")
 async def list_dead(
-    services: Given, target: str | None = None, cause: str | None = None, limit: int = LIST_DEFAULT
+    services: Given,
+    target: FromQuery[str | None] = None,
+    cause: FromQuery[str | None] = None,
+    limit: FromQuery[int] = LIST_DEFAULT,
 ) -> views.StuckList:
     """Dead letters: all causes with their counts, and the newest `limit` of them; `cause` is a whole fingerprint or a code."""
     most = _limit(limit)
@@ -383,7 +386,10 @@ def _is_cause(wanted: str | None, cause: str) -> bool:
 
 @get("/held")
 async def list_held(
-    services: Given, target: str | None = None, cause: str | None = None, limit: int = LIST_DEFAULT
+    services: Given,
+    target: FromQuery[str | None] = None,
+    cause: FromQuery[str | None] = None,
+    limit: FromQuery[int] = LIST_DEFAULT,
 ) -> views.StuckList:
     """Changes a safety brake holds back, oldest first, grouped by kind of change."""
     most = _limit(limit)
@@ -410,13 +416,13 @@ async def list_held(
 
 
 @post("/dead/redrive", status_code=200)
-async def redrive_dead(services: Given, body: bytes) -> views.Moved:
+async def redrive_dead(services: Given, body: RawBody) -> views.Moved:
     """Open dead letters again, as a new generation of what Entra asked last."""
     return await _redrive(services, _order(body, MoveOrder), State.DEAD, "dead.redriven")
 
 
 @post("/held/approve", status_code=200)
-async def approve_held(services: Given, body: bytes) -> views.Moved:
+async def approve_held(services: Given, body: RawBody) -> views.Moved:
     """Let held changes go on."""
     return await _redrive(services, _order(body, MoveOrder), State.HELD, "held.approved")
 
@@ -438,7 +444,7 @@ async def _redrive(services: Services, order: MoveOrder, state: State, action: s
 
 
 @post("/dead/discard", status_code=200)
-async def discard_dead(services: Given, body: bytes) -> views.Moved:
+async def discard_dead(services: Given, body: RawBody) -> views.Moved:
     """Give dead letters (or held changes) up; what SCIM shows stays the last confirmed state."""
     order = _order(body, DiscardOrder)
 
@@ -524,7 +530,7 @@ def _record(services: Services, ledger: Ledger, row: Row, action: str, reason: s
 
 
 @get("/resources/{resource:str}")
-async def show_resource(services: Given, resource: str) -> views.ResourceView:
+async def show_resource(services: Given, resource: FromPath[str]) -> views.ResourceView:
     """One resource by its id: both halves, conditions, history, next step; values masked."""
     around = _around(services)
 
@@ -539,7 +545,7 @@ async def show_resource(services: Given, resource: str) -> views.ResourceView:
 
 
 @post("/resources/find", status_code=200)
-async def find_resources(services: Given, body: bytes) -> views.FoundView:
+async def find_resources(services: Given, body: RawBody) -> views.FoundView:
     """People by any id; values are shown only when asked for, and that is recorded."""
     order = _order(body, FindOrder)
 
@@ -572,7 +578,9 @@ async def find_resources(services: Given, body: bytes) -> views.FoundView:
 
 
 @get("/keys")
-async def list_keys(services: Given, target: str | None = None, limit: int = LIST_MAX) -> views.KeysView:
+async def list_keys(
+    services: Given, target: FromQuery[str | None] = None, limit: FromQuery[int] = LIST_MAX
+) -> views.KeysView:
     """The keys of one target or of all, newest first."""
     most = _limit(limit)
     now = services.clock.now()
@@ -581,7 +589,7 @@ async def list_keys(services: Given, target: str | None = None, limit: int = LIS
 
 
 @post("/keys", status_code=201)
-async def new_key(services: Given, body: bytes) -> views.NewKeyView:
+async def new_key(services: Given, body: RawBody) -> views.NewKeyView:
     """Make a key; its text is in this answer and nowhere else."""
     order = _order(body, KeyOrder)
     target = _known(services, order.target)
@@ -599,7 +607,7 @@ async def new_key(services: Given, body: bytes) -> views.NewKeyView:
 
 
 @post("/keys/{key_id:str}/revoke", status_code=200)
-async def revoke_key(services: Given, key_id: str, body: bytes) -> views.KeyView:
+async def revoke_key(services: Given, key_id: FromPath[str], body: RawBody) -> views.KeyView:
     """End a key now."""
     order = _order(body, ReasonOrder)
     held = await services.store.read_slow(lambda reader: [key for key in reader.keys(None) if key.id == key_id])
@@ -622,7 +630,7 @@ async def revoke_key(services: Given, key_id: str, body: bytes) -> views.KeyView
 
 
 @get("/audit")
-async def list_audit(services: Given, limit: int = LIST_DEFAULT) -> views.AuditView:
+async def list_audit(services: Given, limit: FromQuery[int] = LIST_DEFAULT) -> views.AuditView:
     """What operators and the system did, newest first."""
     most = _limit(limit)
     records = await services.store.read_slow(lambda reader: reader.audit(most))
@@ -648,6 +656,7 @@ LIVE_FIELDS = frozenset(
         "code",
         "attribute",
         "ms",
+        "steps",
         "worker",
         "actor",
     )
@@ -656,10 +665,14 @@ LIVE_FIELDS = frozenset(
 
 
 @get("/events/stream")
-async def stream_events(services: Given, request: Request[Any, Any, Any], target: str | None = None) -> Stream:
+async def stream_events(
+    services: Given, request: Request[Any, Any, Any], target: FromQuery[str | None] = None
+) -> Stream:
     """Events and outcomes as they happen, as Server-Sent Events, until the caller hangs up."""
     if target is not None:
         _known(services, target)
+    if not services.dispatcher.bus.connected():
+        raise OperatorError(503, "NATS cannot be reached, so there are no live events now.")
     streams: set[asyncio.Task[None]] = request.app.state.streams
     if len(streams) >= STREAMS_MAX:
         raise OperatorError(429, f"{STREAMS_MAX} live streams are open already; close one.")
@@ -667,7 +680,19 @@ async def stream_events(services: Given, request: Request[Any, Any, Any], target
     task = asyncio.create_task(feed.pump(services.live_events()))
     streams.add(task)
     task.add_done_callback(streams.discard)
+    task.add_done_callback(_log_failure)
     return Stream(_frames(feed, task), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (exc := task.exception()) is not None:
+        log.warning("operators.stream_failed", error=type(exc).__name__)
+
+
+def end_streams(app: Litestar) -> None:
+    """End every live stream of this listener; called when it shuts down, which would wait for their readers otherwise."""
+    for task in list(app.state.streams):
+        task.cancel()
 
 
 class _Feed:

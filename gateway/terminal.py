@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -20,6 +20,8 @@ from rich.text import Text
 from gateway.explanations import counted, duration, moment
 
 WIDTH_WITHOUT_TERMINAL = 100
+NAME_CHARS_MIN = 12
+"""A target's name is folded beyond this when the table would not fit otherwise."""
 IDS_SHOWN_MAX = 5
 """Ids under one cause; the rest are counted."""
 
@@ -49,14 +51,17 @@ def ago(at: float | None, now: float) -> str:
     return f"{duration(now - at)} ago" if at <= now else f"in {duration(at - now)}"
 
 
-def _table(*columns: str, right: Iterable[str] = ()) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False, expand=False)
-    numbers = set(right)
+def _table(*columns: str, right: Iterable[str] = (), whole: Iterable[str] = (), gap: int = 2) -> Table:
+    """A table; `right`: numbers, aligned; `whole`: columns whose cells are never folded."""
+    table = Table(
+        box=SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False, expand=False
+    )
+    numbers, unbroken = set(right), set(whole)
     for name in columns:
         if name in numbers:
             table.add_column(name, justify="right", no_wrap=True)
         else:
-            table.add_column(name, overflow="fold")
+            table.add_column(name, overflow="fold", no_wrap=name in unbroken)
     return table
 
 
@@ -85,7 +90,9 @@ def status(answer: Mapping[str, Any]) -> RenderableType:
 def target_lines(targets: Sequence[Mapping[str, Any]], now: float) -> Table:
     """A line per target."""
     numbers = ("Applied", "Waiting", "Blocked", "Held", "Dead")
-    table = _table("", "Target", "Worker", "Circuit", *numbers, "Oldest", "Last outcome", "Key", right=numbers)
+    columns = ("", "Target", "Worker", "Circuit", *numbers, "Oldest", "Last", "Key")
+    table = _table(*columns, right=numbers, whole=("Circuit", "Oldest", "Last", "Key"), gap=1)
+    table.columns[1].min_width = NAME_CHARS_MIN
     for target in targets:
         counts = target["counts"]
         shown = [Text(f"{counts['applied']:,}")]
@@ -211,17 +218,12 @@ def causes(answer: Mapping[str, Any], now: float, *, what: str, empty: str) -> R
 
 def items(answer: Mapping[str, Any], now: float) -> RenderableType:
     """Dead letters or held changes one by one."""
-    table = _table("Id", "Target", "Who", "Change", "Since", "Reason")
+    alike = len({item["message"] for item in answer["items"]}) == 1  # then it stands above, once
+    columns = ("Id", "Target", "Who", "Change", "Since", *(() if alike else ("Reason",)))
+    table = _table(*columns, whole=("Id",))
     for item in answer["items"]:
-        _row(
-            table,
-            item["id"],
-            item["target"],
-            item["label"],
-            item["change"],
-            ago(item["at"], now),
-            item["message"] or item["cause"],
-        )
+        reason = () if alike else (item["message"] or item["cause"],)
+        _row(table, item["id"], item["target"], item["label"], item["change"], ago(item["at"], now), *reason)
     return table
 
 
@@ -360,8 +362,12 @@ def findings(found: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 def live_line(event: Mapping[str, Any]) -> Text:
     """One event or outcome of the live stream."""
-    at = time.strftime("%H:%M:%S", time.localtime(float(event.get("at") or time.time())))
+    at = _clock(event.get("at"))
     kind = event.get("kind", "event")
+    if kind == "skipped":
+        return Text.assemble(
+            (at, "bright_black"), plain(f"  {event.get('count')} not shown: they came too fast", "yellow")
+        )
     line = Text.assemble((at, "bright_black"), "  ", plain(f"{event.get('target', ''):<16} "))
     if kind == "outcome":
         result = str(event.get("result", ""))
@@ -376,6 +382,15 @@ def live_line(event: Mapping[str, Any]) -> Text:
     if event.get("code"):
         line.append_text(plain(f"  {event['code']} {event.get('attribute') or ''}", "yellow"))
     return line
+
+
+def _clock(at: Any) -> str:
+    """Time of day here, of epoch seconds or an RFC 3339 time; of now when there is none."""
+    try:
+        when = datetime.fromisoformat(at.replace("Z", "+00:00")) if isinstance(at, str) else datetime.fromtimestamp(at)
+    except (ValueError, TypeError, OverflowError):
+        when = datetime.now()
+    return when.astimezone().strftime("%H:%M:%S")
 
 
 def several(parts: Sequence[RenderableType]) -> RenderableType:
