@@ -195,7 +195,7 @@ class ReasonView(Struct, frozen=True):
     attribute: str | None
 
 
-class HistoryEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class HistoryEntry(Struct, frozen=True, kw_only=True):
     """Something that happened to a resource: `asked` (a generation was accepted) or `delivered` (a report of a delivery)."""
 
     what: str

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cli import FINE, NOT_FINE, REFUSED, UNREACHABLE, WRONG_USE, write_access_file
-from schemas.states import State
+from schemas.states import Result, State
 from tests.conftest import NatsServer, free_port
 from tests.gateway.operated import (
     ALPHA,
@@ -117,6 +117,25 @@ async def test_a_person_is_shown_with_both_halves_masked_until_asked(here: Opera
     assert len(await here.audited("values.shown")) == 1
     nobody = await here.typed("user", "show", "nobody@contoso.example")
     assert (nobody.code, nobody.err) == (NOT_FINE, "")
+
+
+async def test_a_person_at_every_stage_can_be_shown(here: Operated) -> None:
+    """Applied, on its way, retrying, held, discarded: whatever is missing in a row is no reason to fail."""
+    retrying = await here.created("rita")
+    await here.comes_to(retrying, Result.RETRY)
+    discarded = await here.dead("dora")
+    await here.typed("dead", "discard", discarded, "--reason", "x")
+    people = {
+        "applied": await here.applied("ada"),
+        "delivering": await here.created("bob"),
+        "retrying": retrying,
+        "held": await here.held("eve"),
+        "detached": discarded,
+    }
+    for state, resource in people.items():
+        ended = await here.typed("user", "show", resource)
+        assert (ended.code, ended.err) == (FINE, ""), state
+        assert f"User {resource} of alpha: {state}" in ended.out
 
 
 async def test_what_comes_from_outside_cannot_command_the_terminal(here: Operated) -> None:
