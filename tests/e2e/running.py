@@ -154,7 +154,7 @@ class Scim:
                 document = json.loads(text)
             except ValueError:
                 document = None
-            return Said(answer.status, document, text, dict(answer.headers), time.monotonic() - started)
+            return Said(answer.status, document, text, answer.headers, time.monotonic() - started)
 
     async def create(self, document: Mapping[str, Any]) -> Said:
         """POST."""

@@ -19,7 +19,7 @@ CYCLE_WAIT_S = 90.0
 
 @pytest.mark.slow
 async def test_the_demo_applies_a_first_cycle_ends_without_a_trace_and_keeps_what_it_was_told(tmp_path: Path) -> None:
-    """design.md section 9: all users applied at both products, the address printed, up until Ctrl-C, then no process left;
+    """all users applied at both products, the address printed, up until Ctrl-C, then no process left;
     a second run with the same data has the same Tenant URLs, tokens and users."""
     first = Running(tmp_path / "data")
     try:
@@ -76,7 +76,7 @@ async def test_the_demo_applies_a_first_cycle_ends_without_a_trace_and_keeps_wha
 
 @pytest.mark.slow
 async def test_killing_the_demo_itself_takes_all_its_processes_along(tmp_path: Path) -> None:
-    """design.md section 9: also a demo that is killed with SIGKILL leaves no process behind (Linux)."""
+    """also a demo that is killed with SIGKILL leaves no process behind (Linux)."""
     running = Running(tmp_path / "data", "--no-cycle")
     await asyncio.to_thread(running.start)
     assert running.process is not None

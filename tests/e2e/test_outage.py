@@ -19,7 +19,7 @@ from tests.e2e.running import (
 )
 
 RECOVERY_MAX_S = 60.0
-"""Promise P4 of reliability.md: everything is applied within this time after the last fault healed."""
+"""Promise P4: everything is applied within this time after the last fault healed."""
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +148,7 @@ async def test_an_answer_lost_after_the_write_makes_no_second_account(
 async def test_a_revoked_credential_dead_letters_nobody_and_is_no_error_for_the_caller(
     system: Running, session: aiohttp.ClientSession, to_telemessage: Scim, telemessage: Product
 ) -> None:
-    """Promise P5 and section 7 of reliability.md: circuit auth, everything waits, 2xx; applied after the token is accepted."""
+    """Promises P5 and P6: circuit auth, everything waits, 2xx; applied after the token is accepted."""
     held = await to_telemessage.create(a_telemessage_user())
     await telemessage.revoke_token()
     since = await telemessage.now()
@@ -198,7 +198,7 @@ async def test_a_revoked_credential_dead_letters_nobody_and_is_no_error_for_the_
 async def test_a_paused_target_answers_and_applies_after_it_is_resumed(
     system: Running, session: aiohttp.ClientSession, to_talkdesk: Scim, talkdesk: Product
 ) -> None:
-    """Section 7 of reliability.md: a pause never becomes an error for Entra, and nothing is sent while it lasts."""
+    """Promise P6: a pause never becomes an error for Entra, and nothing is sent while it lasts."""
     since = await talkdesk.now()
     await system.provgate("target", "pause", "talkdesk", "--reason", "a test")
     user = a_talkdesk_user()

@@ -7,13 +7,13 @@ import aiohttp
 from tests.e2e.running import TALKDESK, Product, Running, Scim, a_mobile, a_talkdesk_user, a_telemessage_user
 
 ANSWER_MAX_S = 4.0
-"""The answer budget (design.md, the life of one write): a refusal that came later would have been answered 2xx."""
+"""The answer budget: a refusal that came later would have been answered 2xx."""
 
 
 async def test_an_unknown_role_is_refused_by_name_in_the_same_request(
     system: Running, session: aiohttp.ClientSession, to_talkdesk: Scim, talkdesk: Product
 ) -> None:
-    """Vendor requirement T13: a role must exist; the caller reads role and nearest name, nothing is written, nobody is visible."""
+    """Vendor requirement T13: a role must exist; the caller reads its name and the nearest one, nothing is written."""
     user = a_talkdesk_user(role="Superviser")
     since = await talkdesk.now()
 
@@ -66,7 +66,7 @@ async def test_an_impossible_number_is_refused_in_the_same_request(to_telemessag
 
 
 async def test_a_refused_change_leaves_the_confirmed_values_readable(to_talkdesk: Scim, talkdesk: Product) -> None:
-    """Rule T13 of reliability.md: a PATCH answered 400 is not readable as if it held, and asking again with a right value works."""
+    """Rule T13: a PATCH answered 400 is not readable as if it held; asking again with a right value works."""
     created = await to_talkdesk.create(a_talkdesk_user())
     since = await talkdesk.now()
     message = {
