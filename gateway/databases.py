@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,13 +82,31 @@ def file_system_of(path: Path, mounts: str) -> str:
         parts = before.split()
         if len(parts) < 5 or not after:
             continue
-        point = parts[4].encode().decode("unicode_escape")  # blanks in a mount point are written \040
+        point = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), parts[4])  # a blank is written \040
         if (path == Path(point) or Path(point) in path.parents) and len(point) >= best:
             best, found = len(point), after.split()[0]
     return found
 
 
+def check_file_system(path: Path, mounts: str) -> None:
+    """Refuse network file systems; arguments as of `file_system_of`.
+
+    Raises:
+        StoreRefused: SQLite would not be safe there (A8).
+    """
+    kind = file_system_of(path, mounts)
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise StoreRefused(
+            f"{path} lies on a network file system ({kind}), where SQLite can lose data; use a local disk or PostgreSQL"
+        )
+
+
 def engine_of(location: str | Path) -> sa.Engine:
+    """How to connect: an SQLite file (created when missing, readable for this account only) or `postgresql://…`.
+
+    Raises:
+        StoreRefused: neither, or the file cannot be used.
+    """
     text = str(location)
     if text.startswith(("postgresql://", "postgres://", "postgresql+psycopg://")):
         url = sa.make_url("postgresql+psycopg://" + text.partition("://")[2])
@@ -130,11 +149,7 @@ def _check_file(path: Path) -> None:
     if not path.parent.is_dir():
         raise StoreRefused(f"{path} cannot be created: there is no folder {path.parent}")
     if sys.platform == "linux" and _MOUNTS.exists():
-        kind = file_system_of(path, _MOUNTS.read_text(encoding="utf-8", errors="replace"))
-        if kind in NETWORK_FILE_SYSTEMS:
-            raise StoreRefused(
-                f"{path} lies on a network file system ({kind}), where SQLite can lose data; use a local disk or PostgreSQL"
-            )
+        check_file_system(path, _MOUNTS.read_text(encoding="utf-8", errors="replace"))
     try:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # people's data: for this account's eyes only
     except OSError as exc:
@@ -207,7 +222,7 @@ def upgrade(connection: sa.Connection, revision: str, *, now_at: str | None = No
     from alembic.script import ScriptDirectory
 
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.attributes["connection"] = connection
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if now_at is not None and now_at not in known:

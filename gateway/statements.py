@@ -59,7 +59,7 @@ class Statement:
     def __init__(self, clause: Any, dialect: sa.Dialect, columns: Sequence[str] | None = None) -> None:
         compiled = clause.compile(dialect=dialect, column_keys=columns)
         self.sql = str(compiled)
-        fixed = {name: parameter.value for name, parameter in compiled.binds.items()}
+        fixed = {name: None if bind.required else bind.value for name, bind in compiled.binds.items()}
         self._names = [(name, fixed.get(name)) for name in compiled.positiontup or ()]
 
     def bind(self, values: dict[str, Any]) -> tuple[Any, ...]:
@@ -118,11 +118,14 @@ class Statements:
         ]
         clauses["due"] = limited.where(r.seq.in_(sa.union_all(*branches))).order_by(r.priority, r.due_at, r.seq)
         clauses["targets_due"] = sa.text(_TARGETS_DUE).columns(target=sa.String)
-        clauses["unpublished"] = limited.where(flying, r.published.is_(sa.false())).order_by(r.seq)
+        by_age = r.seq + sa.literal_column(
+            "0"
+        )  # not the column itself: SQLite would read the whole table in this order
+        clauses["unpublished"] = limited.where(flying, r.published.is_(sa.false())).order_by(by_age)
         clauses["unheard"] = limited.where(flying, r.published.is_(sa.true()), r.heard_at < _p("before")).order_by(
-            r.seq
+            by_age
         )
-        clauses["read_backs"] = limited.where(r.read_back_at <= _p("now")).order_by(r.seq)
+        clauses["read_backs"] = limited.where(r.read_back_at <= _p("now")).order_by(by_age)
         clauses["trails"] = _trails(limited)
         clauses["mark_published"] = (
             sa.update(RESOURCE)
@@ -353,7 +356,7 @@ class Statements:
         old_attempts = sa.select(a.seq).where(a.target == _p("name"), a.ended_at < _p("before")).limit(bound)
         clauses["purge_attempts"] = sa.delete(ATTEMPT).where(a.seq.in_(old_attempts)).returning(a.seq)
         clauses["attempt_targets"] = sa.text(_ATTEMPT_TARGETS).columns(target=sa.String)
-        old_audit = sa.select(u.seq).where(u.at < _p("before")).order_by(u.seq).limit(bound)
+        old_audit = sa.select(u.seq).where(u.at < _p("before")).order_by(u.at, u.seq).limit(bound)
         clauses["purge_audit"] = sa.delete(AUDIT).where(u.seq.in_(old_audit)).returning(u.seq)
         finished = (
             sa.select(r.seq)
