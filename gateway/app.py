@@ -21,13 +21,14 @@ import msgspec
 import uvicorn
 from ulid import ULID
 
+from gateway.checks import revealed
 from gateway.cli import write_access_file
 from gateway.dispatch import SWEEP_EVERY_S, Dispatcher
 from gateway.intake import Intake, Waiters
 from gateway.jetstream import JetStream
 from gateway.keys import Keys, pepper_in
 from gateway.metrics import Metrics
-from gateway.operators import Services, create_app
+from gateway.operators import Services, create_app, end_streams
 from gateway.outcomes import Outcomes
 from gateway.scim_app import ScimParts, scim_app
 from gateway.store import Store
@@ -140,7 +141,7 @@ class Gateway:
         clock = SystemClock()
         self.presences = Presences(self._on_worker_changed)
         await self._remember_specs()
-        credentials = config.nats.credentials.reveal() if config.nats.credentials else None
+        credentials = revealed(config.nats.credentials, self.base) if config.nats.credentials else None
         self.bus = JetStream(config.nats, credentials=credentials, on_presence=self.presences.hear)
         self.dispatcher = Dispatcher(self.store, self.bus, clock, self.spawn, self._known_targets)
         self.waiters = Waiters()
@@ -186,10 +187,8 @@ class Gateway:
         public_url = gateway.public_url or _url(scim_socket)
         token = self._operator_token()
         register_secret(token)
-        servers = [
-            _Server(scim_app(self._scim_parts()), scim_socket),
-            _Server(create_app(self._services(clock, public_url, token)), operator_socket),
-        ]
+        operators = create_app(self._services(clock, public_url, token))
+        servers = [_Server(scim_app(self._scim_parts()), scim_socket), _Server(operators, operator_socket)]
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
@@ -201,6 +200,7 @@ class Gateway:
         serving = [asyncio.ensure_future(server.serve_here()) for server in servers]
         stop = asyncio.ensure_future(self.stopping.wait())
         await asyncio.wait([*serving, stop], return_when=asyncio.FIRST_COMPLETED)
+        end_streams(operators)
         for server in servers:
             server.should_exit = True
         stop.cancel()
@@ -263,14 +263,14 @@ class Gateway:
 
     def _store_location(self) -> str | Path:
         store = self.config.store
-        return store.url.reveal() if store.url is not None else self.base / store.path
+        return revealed(store.url, self.base) if store.url is not None else self.base / store.path
 
     def _pepper(self) -> bytes:
         return pepper_in(self.base / PEPPER_FILE)
 
     def _operator_token(self) -> str:
         secret = self.config.gateway.operator_token
-        return secret.reveal() if secret is not None else os.urandom(OPERATOR_TOKEN_BYTES).hex()
+        return revealed(secret, self.base) if secret is not None else os.urandom(OPERATOR_TOKEN_BYTES).hex()
 
     # ---- workers
 
@@ -388,7 +388,9 @@ class _Server(uvicorn.Server):
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener = socket.socket(
+            family, socket.SOCK_STREAM, socket.IPPROTO_TCP
+        )  # else answers wait for Nagle on asyncio
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
     except OSError as exc:
