@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
@@ -50,6 +52,8 @@ RECONNECT_WAIT_S = 1
 REMEMBERED_MAX = 50_000
 """Outcome ids and sent resources remembered, so that the second ear has little to do."""
 LIVE_QUEUE_MAX = 1_000
+PRESENCE_FRESH_S = 1.5 * topology.PRESENCE_EVERY_S
+WORKERS_READ_MAX = 256
 REFUSED_CODE = 10077
 
 log = logger()
@@ -118,6 +122,7 @@ class JetStream:
         await self._client.subscribe("prov.v1.settled.>", cb=self._hear_settled)
         await self._client.subscribe(topology.BEGIN_SUBJECT, queue="gateways", cb=self._hear_begin)
         await self._client.subscribe(f"$KV.{topology.WORKERS_BUCKET}.>", cb=self._hear_presence)
+        await self._read_presences()
         log.info("bus.connected")
 
     async def close(self) -> None:
@@ -360,6 +365,23 @@ class JetStream:
             document = msgspec.json.decode(message.data)
             if isinstance(document, dict):
                 self.on_presence(worker, document)
+
+    async def _read_presences(self) -> None:
+        """Workers that spoke before we listened. Without this, a gateway that has just started believes for seconds that nobody
+        serves, and tells Entra success without waiting for the product's word."""
+        stream = f"KV_{topology.WORKERS_BUCKET}"
+        question = msgspec.json.encode({"subjects_filter": f"$KV.{topology.WORKERS_BUCKET}.>"})
+        try:
+            reply = msgspec.json.decode(await self._request(f"$JS.API.STREAM.INFO.{stream}", question))
+            subjects = list(reply.get("state", {}).get("subjects") or ())
+            for subject in subjects[:WORKERS_READ_MAX]:
+                kept = await self._client.request(f"$JS.API.DIRECT.GET.{stream}.{subject}", timeout=REQUEST_WAIT_S)
+                stored_at = datetime.fromisoformat((kept.headers or {}).get("Nats-Time-Stamp", ""))
+                if time.time() - stored_at.timestamp() < PRESENCE_FRESH_S:  # an older one is silent, and perhaps dead
+                    kept.subject = subject
+                    await self._hear_presence(kept)
+        except (OSError, nats.errors.Error, TimeoutError, msgspec.DecodeError, ValueError) as exc:
+            log.info("presences.not_read", error=type(exc).__name__)  # they speak again soon
 
     async def live(self) -> AsyncIterator[dict[str, Any]]:
         """Events and outcomes as they pass, as plain data without values."""
