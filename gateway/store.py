@@ -772,6 +772,8 @@ class Reader:
             value: folded as the keys were (`visibility.keys_of`); `account_key` is compared as the worker reported it.
             hidden: also those SCIM does not show, e.g. a refused create.
         """
+        if "\0" in value:
+            return []  # nothing stored contains it, and PostgreSQL would refuse the question
         name = attribute if attribute == "account_key" else f"{attribute}_key"
         found = self._db.rows(f"by_{name}", target=target, kind=kind, value=value, limit=LISTED_MAX)
         rows = [decode_row(columns) for columns in found]
@@ -879,7 +881,7 @@ class Reader:
     def find_person(self, text: str) -> list[Row]:
         """Resources of any target by id, event id, userName, work e-mail, displayName, externalId, account id or account key."""
         raw, folded = text.strip(), text.strip().casefold()
-        if not raw:
+        if not raw or "\0" in raw:
             return []
         found: dict[str, Row] = {}
         by_event = self._db.rows("resource_of_event", id=raw)
