@@ -331,7 +331,7 @@ class TeleMessage(Connector[Settings, Account]):
         rate_limit=RateLimit(calls=10, per_s=1.0),
         concurrency_max=8,
         on_delete="deactivate",
-        capabilities=("list_accounts", "idempotency_keys", "approval"),
+        capabilities=("list_accounts", "idempotency_keys", "approval", "normalizes_identity"),
         support="assumed",
         pitfalls=(
             "A deleted number can never be registered again; therefore a deletion suspends unless on_delete says otherwise.",

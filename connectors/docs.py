@@ -1,0 +1,119 @@
+"""Print what connectors say about themselves into `connectors/README.md`: `python -m connectors.docs`.
+
+Everything between the two markers of that file is made here from the specs and settings; a test fails when it is stale.
+"""
+
+from __future__ import annotations
+
+import sys
+import typing
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from connectors import registry
+from schemas.specs import Attribute, Spec
+
+BEGIN = "<!-- printed by python -m connectors.docs; do not edit below -->"
+END = "<!-- end of what is printed -->"
+README = Path(__file__).with_name("README.md")
+
+SUPPORT = {
+    "documented": "built from the vendor's public interface",
+    "assumed": "the vendor publishes no usable interface; the contract is ours, behind one thin client",
+}
+
+
+def printed() -> str:
+    """The part of the page that comes from the connectors, one section each, in the order of their names."""
+    return "\n".join(_section(name) for name in sorted(registry.SHIPPED))
+
+
+def with_printed(page: str) -> str:
+    """The page with its printed part made anew.
+
+    Raises:
+        ValueError: the page has lost its markers.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page needs the lines {BEGIN!r} and {END!r}")
+    return f"{before}{BEGIN}\n\n{printed()}\n{END}{after}"
+
+
+def _section(name: str) -> str:
+    connector = registry.load(name)
+    spec = connector.spec
+    lines = [f"### {spec.title} (`{name}`)", "", *_facts(spec), ""]
+    if spec.any_attribute:
+        lines += ["Takes users of any shape; nothing is ignored.", ""]
+    if spec.attributes:
+        lines += [
+            "| SCIM attribute (target in Entra's mapping) | map from | required | there | remark |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [_attribute(attribute) for attribute in spec.attributes]
+        lines += [
+            "",
+            "Remove all other rows of the default mapping: they are kept and returned to Entra, but not applied.",
+            "",
+        ]
+    if spec.groups_step:
+        lines += [f"Groups: {spec.groups_step}", ""]
+    if spec.pitfalls:
+        lines += ["Known pitfalls:", "", *(f"- {pitfall}" for pitfall in spec.pitfalls), ""]
+    fields = msgspec.structs.fields(connector.settings_type)
+    if fields:
+        lines += ["| setting | default | meaning |", "|---|---|---|", *(_setting(field) for field in fields), ""]
+    return "\n".join(lines)
+
+
+def _facts(spec: Spec) -> list[str]:
+    limit = spec.rate_limit
+    rate = f"{limit.calls} calls per {limit.per_s:g} s, shared by all workers" if limit else "none known"
+    return [
+        f"- Support: {spec.support} ({SUPPORT[spec.support]})",
+        f"- Resources: {', '.join(spec.resources)}",
+        f"- Recognises an account by: {', '.join(f'`{path}`' for path in spec.identity)}",
+        f"- Rate limit: {rate}",
+        f"- SCIM DELETE: {spec.on_delete}s the account there, unless `on_delete` says otherwise",
+    ]
+
+
+def _attribute(attribute: Attribute) -> str:
+    cells = (
+        f"`{attribute.path}`",
+        attribute.source,
+        "yes" if attribute.required else "",
+        f"`{attribute.field}`",
+        attribute.note,
+    )
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _setting(field: Any) -> str:
+    meaning = ""
+    if typing.get_origin(field.type) is Annotated:
+        meaning = next(
+            (extra.description or "" for extra in typing.get_args(field.type)[1:] if isinstance(extra, Meta)), ""
+        )
+    default = "required" if field.required else f"`{_default(field)}`"
+    return f"| `{field.encode_name}` | {default} | {meaning} |"
+
+
+def _default(field: Any) -> str:
+    value = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+    return msgspec.json.encode(value).decode()
+
+
+def main() -> int:
+    """Rewrite the page."""
+    README.write_text(with_printed(README.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

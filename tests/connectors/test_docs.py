@@ -1,0 +1,31 @@
+"""The page of the connectors says what the connectors say."""
+
+from __future__ import annotations
+
+import pytest
+
+from connectors import docs, registry
+
+
+def test_the_page_is_what_the_specs_print_now() -> None:
+    """A spec or setting that changes without its page fails here; `python -m connectors.docs` mends it."""
+    page = docs.README.read_text(encoding="utf-8")
+
+    assert docs.with_printed(page) == page
+
+
+@pytest.mark.parametrize("name", sorted(registry.SHIPPED))
+def test_every_shipped_connector_has_a_section_with_its_attributes(name: str) -> None:
+    """Nobody can ship a product that the Entra admin does not find in the page."""
+    spec = registry.load(name).spec
+    section = docs.printed().partition(f"(`{name}`)")[2].partition("\n### ")[0]
+
+    assert section
+    for attribute in spec.attributes:
+        assert f"`{attribute.path}`" in section
+
+
+def test_a_page_without_its_markers_is_refused() -> None:
+    """Better an error than a page that silently stays as it was."""
+    with pytest.raises(ValueError, match="needs the lines"):
+        docs.with_printed("# nothing here")
