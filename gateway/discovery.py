@@ -1,7 +1,9 @@
 """What this service provider can do and which attributes a target takes (RFC 7644 section 4).
 
 The attributes are those of the connector's declaration, as a worker announced it. Before any worker was seen, and for a connector
-that takes any attribute, they are those of RFC 7643: core User and the enterprise extension. Nothing here is ever null.
+that takes any attribute, they are those of RFC 7643: core User and the enterprise extension. Group is there for targets that take
+groups, and as a schema also before any worker was seen: Entra asks once, when its configuration is saved, and adds what it finds.
+Nothing here is ever null.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ from msgspec import Struct
 
 from gateway.attributes import (
     ENTERPRISE_ATTRIBUTES,
+    GROUP_ATTRIBUTES,
     USER_ATTRIBUTES,
     AttributeRule,
     fold_name,
 )
 from gateway.filters import AttributePath, parse_path
 from gateway.messages import ScimError, list_response
-from schemas.resources import ENTERPRISE_SCHEMA, USER_SCHEMA
+from schemas.resources import ENTERPRISE_SCHEMA, GROUP_SCHEMA, USER_SCHEMA
 from schemas.specs import Attribute, Spec
 
 CONFIG_SCHEMA = "urn:ietf:params:scim:schemas:core:2.0:ServiceProviderConfig"
@@ -47,6 +50,11 @@ _DESCRIPTIONS = {
     "department": "The department the person works in.",
     "manager": "The person's manager; value is the manager's id here.",
 }
+
+_SCHEMA_DESCRIPTIONS = {USER_SCHEMA: "User account", GROUP_SCHEMA: "Group of users"}
+_MEMBER_PARTS = ("value", "$ref", "type")
+"""What is shown of a member; its name belongs to the member itself."""
+_MEMBER_KINDS = ["User", "Group"]
 
 _encode = msgspec.json.Encoder().encode
 
@@ -145,26 +153,35 @@ def _documents(spec: Spec | None, base: str, count_max: int) -> _Documents:
             "schemas": [SCHEMA_SCHEMA],
             "id": urn,
             "name": _schema_name(urn),
-            "description": "User account" if urn == USER_SCHEMA else f"Further attributes of a user of {title}",
+            "description": _SCHEMA_DESCRIPTIONS.get(urn) or f"Further attributes of a user of {title}",
             "attributes": attributes,
             "meta": {"resourceType": "Schema", "location": f"{base}/Schemas/{urn}"},
         }
         schema_bytes[fold_name(urn)] = _encode(document)
-    user_type = {
-        "schemas": [RESOURCE_TYPE_SCHEMA],
-        "id": "User",
-        "name": "User",
-        "description": f"User account of {title}",
-        "endpoint": "/Users",
-        "schema": USER_SCHEMA,
-        "schemaExtensions": [{"schema": urn, "required": False} for urn in schemas if urn != USER_SCHEMA],
-        "meta": {"resourceType": "ResourceType", "location": f"{base}/ResourceTypes/User"},
-    }
+    extensions = [urn for urn in schemas if urn not in (USER_SCHEMA, GROUP_SCHEMA)]
+    types = {"user": _resource_type("User", f"User account of {title}", USER_SCHEMA, extensions, base)}
+    if spec is not None and spec.has_groups:
+        types["group"] = _resource_type("Group", f"Group of users of {title}", GROUP_SCHEMA, [], base)
     return _Documents(
         spec=spec,
         config=_encode(_config(base, count_max)),
-        resource_types={"user": _encode(user_type)},
+        resource_types=types,
         schemas=schema_bytes,
+    )
+
+
+def _resource_type(name: str, description: str, schema: str, extensions: list[str], base: str) -> bytes:
+    return _encode(
+        {
+            "schemas": [RESOURCE_TYPE_SCHEMA],
+            "id": name,
+            "name": name,
+            "description": description,
+            "endpoint": f"/{name}s",
+            "schema": schema,
+            "schemaExtensions": [{"schema": urn, "required": False} for urn in extensions],
+            "meta": {"resourceType": "ResourceType", "location": f"{base}/ResourceTypes/{name}"},
+        }
     )
 
 
@@ -199,6 +216,13 @@ def schemas_of(spec: Spec | None) -> dict[str, list[dict[str, Any]]]:
     Returns:
         Lists of attributes by URN; core User comes first and is always there.
     """
+    schemas = _user_schemas(spec)
+    if spec is None or spec.has_groups:
+        schemas[GROUP_SCHEMA] = _group_attributes()
+    return schemas
+
+
+def _user_schemas(spec: Spec | None) -> dict[str, list[dict[str, Any]]]:
     if spec is None or spec.any_attribute or not spec.attributes:
         tables = {USER_SCHEMA: USER_ATTRIBUTES, ENTERPRISE_SCHEMA: ENTERPRISE_ATTRIBUTES}
         return {
@@ -212,6 +236,21 @@ def schemas_of(spec: Spec | None) -> dict[str, list[dict[str, Any]]]:
     for attribute in spec.attributes:
         _list(held, attribute)
     return {urn: [_described(entry) for entry in entries.values()] for urn, entries in held.items() if entries}
+
+
+def _group_attributes() -> list[dict[str, Any]]:
+    """The same for every product: a group is its name and its members (RFC 7643 section 4.2)."""
+    name = _described(_Listed("displayName", GROUP_ATTRIBUTES["displayname"], "The group's name.", required=True))
+    rule = GROUP_ATTRIBUTES["members"]
+    parts = {part: _Listed(rule.sub[part].name, rule.sub[part]) for part in _MEMBER_PARTS}
+    members = _described(_Listed("members", rule, "Who is in the group.", parts=parts))
+    for part in members["subAttributes"]:  # a member is replaced by another one, never changed
+        part["mutability"] = "immutable"
+        if part["type"] == "reference":
+            part["referenceTypes"] = _MEMBER_KINDS
+        elif part["name"] == "type":
+            part["canonicalValues"] = _MEMBER_KINDS
+    return [{**name, "uniqueness": "server"}, members]
 
 
 def _list(held: dict[str, dict[str, _Listed]], attribute: Attribute) -> None:
@@ -286,6 +325,8 @@ def _described(entry: _Listed, within: str = "") -> dict[str, Any]:
 def _schema_name(urn: str) -> str:
     if urn == USER_SCHEMA:
         return "User"
+    if urn == GROUP_SCHEMA:
+        return "Group"
     if urn == ENTERPRISE_SCHEMA:
         return "EnterpriseUser"
     parts = [part for part in urn.split(":") if part]

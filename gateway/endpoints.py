@@ -1,38 +1,51 @@
 """The SCIM operations on resources: what each request means to the engine, and what it is answered (RFC 7644 section 3).
 
-Nothing here knows HTTP servers: a `Call` comes in, a `Reply` or a `ScimError` goes out. `Users` serves people; `NoGroups` answers
-for targets whose product has no groups that may be written. A class with the methods of `Resources` can take its place.
+Nothing here knows HTTP servers: a `Call` comes in, a `Reply` or a `ScimError` goes out. `Users` serves people, `Groups` groups;
+`NoGroups` answers for targets whose product has no groups that may be written. All have the methods of `Resources`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct
 
-from gateway.attributes import Kind, fold_name
-from gateway.filters import Comparison, Filter, evaluate, index_terms, parse_filter, query_parameters
-from gateway.intake import Answer, Intake
+from gateway.attributes import REQUIRED, Kind, fold_name
+from gateway.filters import (
+    And,
+    Comparison,
+    Exists,
+    Filter,
+    Not,
+    Or,
+    evaluate,
+    index_terms,
+    parse_filter,
+    query_parameters,
+)
+from gateway.intake import Answer, Compute, Intake
 from gateway.lifecycle import Row
 from gateway.messages import (
     Limits,
     ScimError,
     attribute_names,
     decode_body,
+    invalid_filter,
     invalid_value,
     list_response,
     not_found,
     precondition_failed,
+    project,
     resource_bytes,
     shown,
     unavailable,
 )
-from gateway.patch import apply_patch, normalize_create
+from gateway.patch import MemberChange, PatchResult, apply_patch, normalize_create
 from gateway.store import KeyAttribute, Reader, Store
-from gateway.visibility import is_refused, keys_of, shown_document
+from gateway.visibility import base_document, is_refused, keys_of, shown_document
 from schemas.events import timestamp
 from schemas.logs import logger
 from schemas.specs import Spec
@@ -45,6 +58,10 @@ SCAN_WAIT_S = 8.0
 SCAN_RETRY_AFTER_S = 5
 SPELLING_WAIT_S = 0.3
 SPELLINGS_MAX = 8
+MEMBERS_SHOWN_MAX = 250_000
+"""Members of all groups in one answer; a client that wants more has to leave them out (`excludedAttributes=members`)."""
+GROUPS_OF_MEMBER_MAX = 10_000
+"""Groups that a question for one member's groups looks at."""
 _NUMBER_CHARS_MAX = 18
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
@@ -201,10 +218,19 @@ def version_matches(header: str, row: Row) -> bool:
     return any(candidate.strip().removeprefix("W/") == version for candidate in header.split(","))
 
 
-def encoded(row: Row, base: str, projection: Projection = EVERYTHING, kind: Kind = "User") -> bytes:
-    """What a visible row looks like to a SCIM client."""
+def encoded(
+    row: Row,
+    base: str,
+    projection: Projection = EVERYTHING,
+    kind: Kind = "User",
+    members: Sequence[dict[str, str]] = (),
+) -> bytes:
+    """What a visible row looks like to a SCIM client, with the members given; a group that has none shows none."""
+    document = shown_document(row)
+    if members:
+        document = {**document, "members": members}
     return resource_bytes(
-        shown_document(row),
+        document,
         kind=kind,
         resource_id=row.id,
         location=f"{base}/{kind}s/{row.id}",
@@ -231,32 +257,28 @@ def _whole_document(row: Row, base: str, kind: Kind) -> dict[str, Any]:
     }
 
 
-_INDEXED: dict[str, KeyAttribute] = {
-    "username": "user_name",
-    "externalid": "external_id",
-    'emails[type eq "work"].value': "work_email",
-    "displayname": "display_name",
-}
-"""Paths of `index_terms` and the key by which the store finds them, most selective first."""
-
-
-class Users:
-    """The operations on people.
+class _Collection:
+    """What the operations on people and on groups have in common; see `Users` and `Groups`.
 
     Args:
         store: where resources are read.
         intake: takes writes.
         limits: bounds on bodies, filters and pages.
-        other_spellings: asks how the product spells a userName; None when no product here normalizes.
     """
 
-    def __init__(
-        self, store: Store, intake: Intake, limits: Limits, *, other_spellings: OtherSpellings | None = None
-    ) -> None:
+    kind: Kind
+    stored: str
+    """The kind as the store and the engine spell it."""
+    indexed: dict[str, KeyAttribute]
+    """Paths of `index_terms` and the key by which the store finds them, most selective first."""
+    foreign: frozenset[str]
+    """Paths of `index_terms` that only the other kind has: what asks for one of them finds nothing here."""
+
+    def __init__(self, store: Store, intake: Intake, limits: Limits) -> None:
         self._store = store
         self._intake = intake
         self._limits = limits
-        self._other_spellings = other_spellings
+        self._body_bytes_max = limits.body_bytes_max
         self._scans = 0
 
     # ---- reading
@@ -268,8 +290,7 @@ class Users:
         etag = {"ETag": version_of(row)}
         if if_none_match is not None and version_matches(if_none_match, row):
             return Reply(304, headers=etag)
-        projection = projection_of(query_parameters(call.query, limits=self._limits)) if call.query else EVERYTHING
-        return Reply(200, encoded(row, call.base, projection), etag)
+        return Reply(200, await self._shown(row, call.base, self._projection(call)), etag)
 
     async def search(self, call: Call) -> Reply:
         """A page of all, or of those a filter finds; nothing found is 200 with an empty list."""
@@ -282,36 +303,57 @@ class Users:
     async def _search(self, call: Call, parameters: dict[str, str]) -> Reply:
         page = page_of(parameters, self._limits.count_max)
         projection = projection_of(parameters)
-        text = parameters.get("filter")
+        rows, total = await self.listed(call, parameters.get("filter"), page)
+        return Reply(200, list_response(await self.shown(rows, call.base, projection), total, page.start))
+
+    async def listed(self, call: Call, text: str | None, page: Page) -> tuple[list[Row], int]:
+        """The rows of one page, and how many there are in all.
+
+        Args:
+            text: the filter, None for everything.
+
+        Raises:
+            ScimError: 400 `invalidFilter` or `tooMany`, 503.
+        """
         if text is None:
-            rows, total = await self._store.read_slow(
-                lambda reader: reader.page(call.target, "user", page.start, page.count)
+            return await self._store.read_slow(
+                lambda reader: reader.page(call.target, self.stored, page.start, page.count)
             )
-        else:
-            found = await self._found(call, parse_filter(text, limits=self._limits))
-            total = len(found)
-            rows = found[page.start - 1 : page.start - 1 + page.count]
-        return Reply(200, list_response([encoded(row, call.base, projection) for row in rows], total, page.start))
+        found = await self._found(call, parse_filter(text, limits=self._limits))
+        return found[page.start - 1 : page.start - 1 + page.count], len(found)
+
+    async def shown(self, rows: Sequence[Row], base: str, projection: Projection) -> list[bytes]:
+        """What these visible rows look like to a SCIM client."""
+        return [encoded(row, base, projection, self.kind) for row in rows]
+
+    async def _shown(self, row: Row, base: str, projection: Projection) -> bytes:
+        return encoded(row, base, projection, self.kind)
 
     async def _seen(self, call: Call) -> Row:
-        row = await self._one(call.target, call.resource)
+        resource = call.resource
+        row = None
+        if _ID.match(resource):  # otherwise no id of ours, and perhaps nothing a database takes
+            row = await self._store.read(lambda reader: reader.visible_row(call.target, self.stored, resource))
         if row is None:
-            raise not_found("User")
+            raise not_found(self.kind)
         return row
-
-    async def _one(self, target: str, resource: str) -> Row | None:
-        if not _ID.match(resource):
-            return None  # no id of ours, and perhaps nothing a database takes
-        return await self._store.read(lambda reader: reader.visible_row(target, "user", resource))
 
     async def _found(self, call: Call, asked: Filter) -> list[Row]:
         """The visible rows a filter finds, in the store's order."""
         indexed = dict(index_terms(asked))
+        if not self.foreign.isdisjoint(indexed):
+            return []
         resource = indexed.get("id")
         if isinstance(resource, str):
-            row = await self._one(call.target, resource)
-            return self._evaluated(call, asked, [row] if row is not None else [])
-        for path, attribute in _INDEXED.items():
+            if not _ID.match(resource):
+                return []
+
+            def one(reader: Reader) -> list[Row]:
+                row = reader.visible_row(call.target, self.stored, resource)
+                return self._satisfying(reader, call, asked, [row]) if row is not None else []
+
+            return await self._store.read(one)
+        for path, attribute in self.indexed.items():
             value = indexed.get(path)
             if isinstance(value, str):
                 return await self._by_key(call, asked, attribute, value)
@@ -321,17 +363,128 @@ class Users:
         folded = value if attribute == "external_id" else value.strip().casefold()
         if not folded:
             return []
-        rows = await self._keyed(call.target, attribute, folded)
-        if not isinstance(asked, Comparison):
-            return self._evaluated(call, asked, rows)
-        # the key is the answer, except for rows that show something else than their newest wish
-        found = [row for row in rows if getattr(keys_of(shown_document(row), "user"), attribute) == folded]
-        if not found and attribute == "user_name" and self._other_spellings is not None:
-            found = await self._spelled_otherwise(self._other_spellings, call.target, asked)
-        return found
+        if isinstance(asked, Comparison):
+            rows = await self._keyed(call.target, attribute, folded)
+            # the key is the answer, except for rows that show something else than their newest wish
+            return [row for row in rows if getattr(keys_of(shown_document(row), self.stored), attribute) == folded]
+
+        def keyed(reader: Reader) -> list[Row]:
+            return self._satisfying(reader, call, asked, reader.by_key(call.target, self.stored, attribute, folded))
+
+        return await self._store.read(keyed)
 
     async def _keyed(self, target: str, attribute: KeyAttribute, value: str) -> list[Row]:
-        return await self._store.read(lambda reader: reader.by_key(target, "user", attribute, value))
+        return await self._store.read(lambda reader: reader.by_key(target, self.stored, attribute, value))
+
+    def _satisfying(self, reader: Reader, call: Call, asked: Filter, rows: Sequence[Row]) -> list[Row]:
+        return [row for row in rows if evaluate(asked, _whole_document(row, call.base, self.kind))]
+
+    async def _scanned(self, call: Call, asked: Filter) -> list[Row]:
+        """Look at every resource, a chunk at a time, beside the requests that have an index."""
+        if self._scans >= SCANS_MAX:
+            raise unavailable("Too many searches without an index are running", SCAN_RETRY_AFTER_S)
+        self._scans += 1
+        try:
+            async with asyncio.timeout(SCAN_WAIT_S):
+                return await self._scan(call, asked)
+        except TimeoutError:
+            names = ", ".join((REQUIRED[self.kind], "externalId or id"))
+            raise ScimError(
+                400, f"This filter would have to look at too many resources. Filter by {names}.", "tooMany"
+            ) from None
+        finally:
+            self._scans -= 1
+
+    async def _scan(self, call: Call, asked: Filter) -> list[Row]:
+        found: list[Row] = []
+        after = 0
+        while True:
+            start = after
+
+            def chunk(reader: Reader, start: int = start) -> tuple[list[Row], int | None]:
+                rows, last = reader.scan(call.target, self.stored, start, SCAN_CHUNK_ROWS)
+                return self._satisfying(reader, call, asked, rows), last
+
+            matches, last = await self._store.read_slow(chunk)
+            found += matches
+            if last is None:
+                return found
+            after = last
+
+    # ---- writing
+
+    async def delete(self, call: Call) -> Reply:
+        """204, and 404 from then on."""
+        if not _ID.match(call.resource):
+            raise not_found(self.kind)
+        header = call.header(b"if-match")
+        if header is not None and not version_matches(header, await self._seen(call)):
+            raise precondition_failed()
+        answer = await self._intake.delete(call.target, self.stored, call.resource)
+        if answer.error is not None:
+            raise answer.error
+        return Reply(204)
+
+    async def _body(self, call: Call) -> dict[str, Any]:
+        return decode_body(await call.body(self._body_bytes_max), self._limits)
+
+    async def _changed(self, call: Call, seen: Row, compute: Compute, members: Sequence[MemberChange] = ()) -> Row:
+        header = call.header(b"if-match")
+
+        def matches(row: Row) -> bool:
+            return header is None or version_matches(header, row)
+
+        if not matches(seen):
+            raise precondition_failed()
+        return _written(
+            await self._intake.change(
+                call.target,
+                self.stored,
+                seen,
+                compute,
+                if_match=matches if header is not None else None,
+                members=members,
+            )
+        )
+
+    def _created(self, call: Call, row: Row, body: bytes) -> Reply:
+        headers = {"Location": f"{call.base}/{self.kind}s/{row.id}", "ETag": version_of(row)}
+        return Reply(201, body, headers)
+
+    def _projection(self, call: Call) -> Projection:
+        return projection_of(query_parameters(call.query, limits=self._limits)) if call.query else EVERYTHING
+
+
+class Users(_Collection):
+    """The operations on people.
+
+    Args:
+        other_spellings: asks how the product spells a userName; None when no product here normalizes.
+    """
+
+    kind = "User"
+    stored = "user"
+    indexed = {
+        "username": "user_name",
+        "externalid": "external_id",
+        'emails[type eq "work"].value': "work_email",
+        "displayname": "display_name",
+    }
+    foreign = frozenset(("members.value",))
+
+    def __init__(
+        self, store: Store, intake: Intake, limits: Limits, *, other_spellings: OtherSpellings | None = None
+    ) -> None:
+        super().__init__(store, intake, limits)
+        self._other_spellings = other_spellings
+
+    async def _by_key(self, call: Call, asked: Filter, attribute: KeyAttribute, value: str) -> list[Row]:
+        found = await super()._by_key(call, asked, attribute, value)
+        if found or attribute != "user_name" or self._other_spellings is None or not isinstance(asked, Comparison):
+            return found
+        if not value.strip():
+            return found
+        return await self._spelled_otherwise(self._other_spellings, call.target, asked)
 
     async def _spelled_otherwise(self, other_spellings: OtherSpellings, target: str, asked: Comparison) -> list[Row]:
         """A userName that is not ours letter by letter may still be the same account at the product (rule A1)."""
@@ -346,98 +499,249 @@ class Users:
                 found[row.id] = row
         return list(found.values())
 
-    def _evaluated(self, call: Call, asked: Filter, rows: Sequence[Row]) -> list[Row]:
-        return [row for row in rows if evaluate(asked, _whole_document(row, call.base, "User"))]
-
-    async def _scanned(self, call: Call, asked: Filter) -> list[Row]:
-        """Look at every resource, a chunk at a time, beside the requests that have an index."""
-        if self._scans >= SCANS_MAX:
-            raise unavailable("Too many searches without an index are running", SCAN_RETRY_AFTER_S)
-        self._scans += 1
-        try:
-            async with asyncio.timeout(SCAN_WAIT_S):
-                return await self._scan(call, asked)
-        except TimeoutError:
-            raise ScimError(
-                400,
-                "This filter would have to look at too many resources. Filter by userName, externalId or id.",
-                "tooMany",
-            ) from None
-        finally:
-            self._scans -= 1
-
-    async def _scan(self, call: Call, asked: Filter) -> list[Row]:
-        found: list[Row] = []
-        after = 0
-        while True:
-            start = after
-
-            def chunk(reader: Reader, start: int = start) -> tuple[list[Row], int | None]:
-                rows, last = reader.scan(call.target, "user", start, SCAN_CHUNK_ROWS)
-                return self._evaluated(call, asked, rows), last
-
-            matches, last = await self._store.read_slow(chunk)
-            found += matches
-            if last is None:
-                return found
-            after = last
-
-    # ---- writing
-
     async def create(self, call: Call) -> Reply:
         """201 with the resource and its `Location`; 400 or 409 when the product refused in time."""
-        body = decode_body(await call.body(self._limits.body_bytes_max), self._limits)
-        document = normalize_create(body, "User", limits=self._limits)
+        document = normalize_create(await self._body(call), "User", limits=self._limits)
         projection = self._projection(call)
         row = _written(await self._intake.create(call.target, "user", document))
-        headers = {"Location": f"{call.base}/Users/{row.id}", "ETag": version_of(row)}
-        return Reply(201, encoded(row, call.base, projection), headers)
+        return self._created(call, row, encoded(row, call.base, projection))
 
     async def change(self, call: Call) -> Reply:
         """PATCH: 200 with the resource."""
-        body = decode_body(await call.body(self._limits.body_bytes_max), self._limits)
+        body = await self._body(call)
+        projection = self._projection(call)  # read before anything is written: a bad query must not fail afterwards
         seen = await self._seen(call)
 
         def compute(base: dict[str, Any]) -> dict[str, Any]:
             return apply_patch(base, body, kind="User", limits=self._limits, resource_id=seen.id).document
 
-        return await self._changed(call, seen, compute)
+        row = await self._changed(call, seen, compute)
+        return Reply(200, encoded(row, call.base, projection), {"ETag": version_of(row)})
 
     async def replace(self, call: Call) -> Reply:
         """PUT: what is not in the body is gone afterwards; 200 with the resource."""
-        body = decode_body(await call.body(self._limits.body_bytes_max), self._limits)
-        document = normalize_create(body, "User", limits=self._limits)
-        return await self._changed(call, await self._seen(call), lambda base: document)
-
-    async def delete(self, call: Call) -> Reply:
-        """204, and 404 from then on."""
-        if not _ID.match(call.resource):
-            raise not_found("User")
-        header = call.header(b"if-match")
-        if header is not None and not version_matches(header, await self._seen(call)):
-            raise precondition_failed()
-        answer = await self._intake.delete(call.target, "user", call.resource)
-        if answer.error is not None:
-            raise answer.error
-        return Reply(204)
-
-    async def _changed(self, call: Call, seen: Row, compute: Callable[[dict[str, Any]], dict[str, Any]]) -> Reply:
-        header = call.header(b"if-match")
-        projection = self._projection(call)  # read before anything is written: a bad query must not fail afterwards
-
-        def matches(row: Row) -> bool:
-            return header is None or version_matches(header, row)
-
-        if not matches(seen):
-            raise precondition_failed()
-        answer = await self._intake.change(
-            call.target, "user", seen, compute, if_match=matches if header is not None else None
-        )
-        row = _written(answer)
+        document = normalize_create(await self._body(call), "User", limits=self._limits)
+        projection = self._projection(call)
+        row = await self._changed(call, await self._seen(call), lambda base: document)
         return Reply(200, encoded(row, call.base, projection), {"ETag": version_of(row)})
 
-    def _projection(self, call: Call) -> Projection:
-        return projection_of(query_parameters(call.query, limits=self._limits)) if call.query else EVERYTHING
+
+class Groups(_Collection):
+    """The operations on groups, for targets whose product has groups that may be written.
+
+    Memberships are rows of the store and never part of a group's document. They are read only when an answer shows them, and a
+    question about single members looks at those alone, however large the group is.
+    """
+
+    kind = "Group"
+    stored = "group"
+    indexed = {"externalid": "external_id", "displayname": "display_name"}
+    foreign = frozenset(("username", 'emails[type eq "work"].value', "emails.value"))
+
+    def __init__(self, store: Store, intake: Intake, limits: Limits) -> None:
+        super().__init__(store, intake, limits)
+        self._body_bytes_max = limits.group_body_bytes_max
+
+    # ---- reading
+
+    async def shown(self, rows: Sequence[Row], base: str, projection: Projection) -> list[bytes]:
+        """What these visible rows look like, with their members unless they are not wanted.
+
+        Raises:
+            ScimError: 400 `tooMany`: more than MEMBERS_SHOWN_MAX members in one answer.
+        """
+        if not rows or not _shows_members(projection):
+            return await super().shown(rows, base, projection)
+
+        def whole(reader: Reader) -> list[bytes]:
+            room = MEMBERS_SHOWN_MAX
+            bodies = []
+            for row in rows:
+                members = _members_shown(reader, row, base, room)
+                room -= len(members)
+                bodies.append(encoded(row, base, projection, "Group", members))
+            return bodies
+
+        return await self._store.read_slow(whole)
+
+    async def _shown(self, row: Row, base: str, projection: Projection) -> bytes:
+        return (await self.shown((row,), base, projection))[0]
+
+    async def _found(self, call: Call, asked: Filter) -> list[Row]:
+        _check_member_terms(asked)
+        return await super()._found(call, asked)
+
+    async def _scanned(self, call: Call, asked: Filter) -> list[Row]:
+        member = dict(index_terms(asked)).get("members.value")
+        if not isinstance(member, str):
+            return await super()._scanned(call, asked)
+
+        def joined(reader: Reader) -> list[Row]:
+            groups = reader.groups_of(member)
+            if len(groups) > GROUPS_OF_MEMBER_MAX:
+                raise ScimError(
+                    400, f"This member is in more than {GROUPS_OF_MEMBER_MAX:,} groups. Ask for one by id.", "tooMany"
+                )
+            rows = (reader.visible_row(call.target, "group", group) for group in groups)
+            return self._satisfying(reader, call, asked, [row for row in rows if row is not None])
+
+        return await self._store.read_slow(joined)
+
+    def _satisfying(self, reader: Reader, call: Call, asked: Filter, rows: Sequence[Row]) -> list[Row]:
+        """As for people, but of a group's members the document holds only those the filter names."""
+        named = set(_members_named(asked))
+        found = []
+        for row in rows:
+            document = _whole_document(row, call.base, "Group")
+            members = [{"value": member} for member in named if reader.is_member(row.id, member)]
+            if members:
+                document["members"] = members
+            if evaluate(asked, document):
+                found.append(row)
+        return found
+
+    # ---- writing
+
+    async def create(self, call: Call) -> Reply:
+        """201 with the resource and its `Location`; 400 or 409 when the product refused in time."""
+        document, members = self._taken_apart(await self._body(call))
+        projection = self._projection(call)
+        row = _written(await self._intake.create(call.target, "group", document, members=(members,)))
+        if members.ids:
+            return self._created(call, row, await self._shown(row, call.base, projection))
+        return self._created(call, row, encoded(row, call.base, projection, "Group"))
+
+    async def change(self, call: Call) -> Reply:
+        """PATCH: 204, because nobody wants the members back; 200 with the resource when attributes are asked for."""
+        body = await self._body(call)
+        projection = self._projection(call)
+        seen = await self._seen(call)
+
+        def patched(base: dict[str, Any]) -> PatchResult:
+            return apply_patch(base, body, kind="Group", limits=self._limits, resource_id=seen.id)
+
+        base = base_document(seen)
+        first = patched(base)
+
+        def compute(current: dict[str, Any]) -> dict[str, Any]:
+            return first.document if current == base else patched(current).document
+
+        row = await self._changed(call, seen, compute, first.members)
+        etag = {"ETag": version_of(row)}
+        if not projection.attributes:
+            return Reply(204, headers=etag)
+        return Reply(200, await self._shown(row, call.base, projection), etag)
+
+    async def replace(self, call: Call) -> Reply:
+        """PUT: what is not in the body is gone afterwards, members included; 200 with the resource."""
+        document, members = self._taken_apart(await self._body(call))
+        projection = self._projection(call)
+        row = await self._changed(call, await self._seen(call), lambda base: document, (members,))
+        return Reply(200, await self._shown(row, call.base, projection), {"ETag": version_of(row)})
+
+    def _taken_apart(self, body: dict[str, Any]) -> tuple[dict[str, Any], MemberChange]:
+        """A whole group as its document and its members."""
+        document = normalize_create(body, "Group", limits=self._limits)
+        members = document.pop("members", ())
+        return document, MemberChange("replace", tuple(member["value"] for member in members))
+
+
+def _shows_members(projection: Projection) -> bool:
+    """Whether anything of `members` is left by `attributes` and `excludedAttributes` (RFC 7644 section 3.9)."""
+    if projection is EVERYTHING:
+        return True
+    left = project({"members": [_ANY_MEMBER]}, projection.attributes, projection.excluded)
+    return any(left.get("members", ()))
+
+
+def _members_shown(reader: Reader, row: Row, base: str, count_max: int) -> list[dict[str, str]]:
+    members = reader.member_kinds(row.id, row.target, count_max + 1)
+    if len(members) > count_max:
+        raise ScimError(
+            400,
+            f"One answer holds {MEMBERS_SHOWN_MAX:,} members at most. Ask with excludedAttributes=members.",
+            "tooMany",
+        )
+    return [_member(member, kind, base) for member, kind in members]
+
+
+def _member(member: str, kind: str | None, base: str) -> dict[str, str]:
+    """One entry of `members`; of one that is not here yet nothing is known but its id."""
+    if kind is None:
+        return {"value": member}
+    name = "Group" if kind == "group" else "User"
+    return {"value": member, "$ref": f"{base}/{name}s/{member}", "type": name}
+
+
+_ANY_MEMBER = _member("", "user", "")
+
+
+def _comparisons(asked: Filter) -> Iterator[Comparison | Exists]:
+    if isinstance(asked, And | Or):
+        for term in asked.terms:
+            yield from _comparisons(term)
+    elif isinstance(asked, Not):
+        yield from _comparisons(asked.term)
+    else:
+        yield asked
+
+
+def _members_named(asked: Filter) -> Iterator[str]:
+    """The ids a checked filter asks for in `members`."""
+    for term in _comparisons(asked):
+        if term.path.attribute == "members" and not term.path.container:
+            inner = term.path.where if isinstance(term, Exists) else term
+            if isinstance(inner, Comparison) and isinstance(inner.value, str):
+                yield inner.value
+
+
+def _check_member_terms(asked: Filter) -> None:
+    """A filter may ask whether somebody is a member; anything else about members would read whole groups.
+
+    Raises:
+        ScimError: 400 `invalidFilter`.
+    """
+    for term in _comparisons(asked):
+        path = term.path
+        if path.attribute != "members" or path.container:
+            continue
+        if isinstance(term, Exists):
+            inner = path.where
+            fits = isinstance(inner, Comparison) and inner.path.attribute == "value" and inner.op == "eq"
+            fits = fits and isinstance(inner, Comparison) and isinstance(inner.value, str)
+        else:
+            fits = path.where is None and path.sub in ("", "value") and term.op == "eq" and isinstance(term.value, str)
+        if not fits:
+            raise invalid_filter("asks for more than a single member", 'Write it as in members eq "<id>"')
+
+
+class Everything:
+    """A search over all that a target has: its people, and its groups where it takes any (RFC 7644 section 3.4.3).
+
+    Args:
+        takes_groups: whether a target does.
+    """
+
+    def __init__(self, users: Users, groups: Groups, takes_groups: Callable[[str], bool], limits: Limits) -> None:
+        self._users = users
+        self._groups = groups
+        self._takes_groups = takes_groups
+        self._limits = limits
+
+    async def search_posted(self, call: Call) -> Reply:
+        """People come first; a page may hold the last of them and the first groups."""
+        parameters = await posted_parameters(call, self._limits)
+        page = page_of(parameters, self._limits.count_max)
+        projection = projection_of(parameters)
+        text = parameters.get("filter")
+        rows, total = await self._users.listed(call, text, page)
+        bodies = await self._users.shown(rows, call.base, projection)
+        if self._takes_groups(call.target):
+            rest = Page(max(1, page.start - total), page.count - len(rows))
+            rows, groups = await self._groups.listed(call, text, rest)
+            bodies += await self._groups.shown(rows, call.base, projection)
+            total += groups
+        return Reply(200, list_response(bodies, total, page.start))
 
 
 def _written(answer: Answer) -> Row:

@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from gateway.auth import Authenticator, Buckets
 from gateway.discovery import Discovery
-from gateway.endpoints import Call, NoGroups, OtherSpellings, Reply, Resources, Users
+from gateway.endpoints import Call, Everything, Groups, NoGroups, OtherSpellings, Reply, Resources, Users
 from gateway.intake import Intake
 from gateway.keys import Keys
 from gateway.messages import (
@@ -64,11 +64,10 @@ class ScimParts(Struct, kw_only=True):
 
     Args:
         targets: settings of the configured targets by name.
-        spec_of: the connector's declaration of a target, None while no worker has announced one.
+        spec_of: the connector's declaration of a target, None while no worker has announced one; it decides about groups.
         public_url: how Entra reaches this gateway, e.g. `https://provgate.example.com`; "" takes the Host of each request.
         ready: whether requests can be served (readiness probe).
         other_spellings: see `gateway/endpoints.py`.
-        groups: the operations on groups; without, no target takes any.
         observed: is told target, operation and status of every SCIM request (metrics).
         clock: monotonic seconds.
     """
@@ -82,7 +81,6 @@ class ScimParts(Struct, kw_only=True):
     public_url: str = ""
     ready: Callable[[], Awaitable[bool]] = _always_ready
     other_spellings: OtherSpellings | None = None
-    groups: Resources | None = None
     observed: Callable[[str, str, int], None] = lambda target, op, status: None
     clock: Callable[[], float] = time.monotonic
 
@@ -191,18 +189,25 @@ def scim_app(parts: ScimParts) -> ASGIApp:
     """The whole SCIM listener as an ASGI application."""
     limits = limits_of(parts.limits)
     public_url = parts.public_url.rstrip("/")
-    users: Resources = Users(parts.store, parts.intake, limits, other_spellings=parts.other_spellings)
-    groups: Resources = parts.groups if parts.groups is not None else NoGroups(parts.spec_of, limits)
+    users = Users(parts.store, parts.intake, limits, other_spellings=parts.other_spellings)
+    groups = Groups(parts.store, parts.intake, limits)
+    no_groups = NoGroups(parts.spec_of, limits)
+
+    def takes_groups(target: str) -> bool:
+        spec = parts.spec_of(target)
+        return spec is not None and spec.has_groups
+
+    everything = Everything(users, groups, takes_groups, limits)
     discovery = Discovery(parts.spec_of, count_max=limits.count_max)
 
     def call_of(request: Request[Any, Any, Any]) -> HttpCall:
         return HttpCall(request.scope, request.receive, limits, public_url)
 
     routes = [
-        *_resource_routes("Users", users, call_of),
-        *_resource_routes("Groups", groups, call_of),
+        *_resource_routes("Users", lambda target: users, call_of),
+        *_resource_routes("Groups", lambda target: groups if takes_groups(target) else no_groups, call_of),
         *_discovery_routes(discovery, call_of),
-        _search_route(users, call_of),
+        _search_route(everything, call_of),
         *_health_routes(parts.ready),
     ]
     inner = Litestar(
@@ -217,47 +222,54 @@ def scim_app(parts: ScimParts) -> ASGIApp:
 CallOf = Callable[[Request[Any, Any, Any]], HttpCall]
 
 
-def _resource_routes(name: str, resources: Resources, call_of: CallOf) -> list[HTTPRouteHandler]:
+def _resource_routes(name: str, resources_of: Callable[[str], Resources], call_of: CallOf) -> list[HTTPRouteHandler]:
     collection = f"{PREFIX}/{{target:str}}/{name}"
     one = f"{collection}/{{resource:str}}"
 
     @get(collection, name=f"{name}.search")
     async def search(request: Request[Any, Any, Any]) -> Sent:
-        return await _run(resources.search, call_of(request))
+        call = call_of(request)
+        return await _run(resources_of(call.target).search, call)
 
     @post(collection, name=f"{name}.create")
     async def create(request: Request[Any, Any, Any]) -> Sent:
-        return await _run(resources.create, call_of(request))
+        call = call_of(request)
+        return await _run(resources_of(call.target).create, call)
 
     @get(one, name=f"{name}.get")
     async def get_one(request: Request[Any, Any, Any]) -> Sent:
-        return await _run(resources.get, call_of(request))
+        call = call_of(request)
+        return await _run(resources_of(call.target).get, call)
 
     @put(one, name=f"{name}.replace")
     async def replace(request: Request[Any, Any, Any]) -> Sent:
-        return await _run(resources.replace, call_of(request))
+        call = call_of(request)
+        return await _run(resources_of(call.target).replace, call)
 
     @patch(one, name=f"{name}.change")
     async def change(request: Request[Any, Any, Any]) -> Sent:
-        return await _run(resources.change, call_of(request))
+        call = call_of(request)
+        return await _run(resources_of(call.target).change, call)
 
     @delete(one, name=f"{name}.delete", status_code=200)
     async def delete_one(request: Request[Any, Any, Any]) -> Sent:
-        return await _run(resources.delete, call_of(request))
+        call = call_of(request)
+        return await _run(resources_of(call.target).delete, call)
 
     @post(f"{collection}/.search", name=f"{name}.search_posted")
     async def search_posted(request: Request[Any, Any, Any]) -> Sent:
-        return await _run(resources.search_posted, call_of(request))
+        call = call_of(request)
+        return await _run(resources_of(call.target).search_posted, call)
 
     return [search, create, get_one, replace, change, delete_one, search_posted]
 
 
-def _search_route(users: Resources, call_of: CallOf) -> HTTPRouteHandler:
-    """A search over everything a target has (RFC 7644 section 3.4.3): its people, as long as none has groups."""
+def _search_route(everything: Everything, call_of: CallOf) -> HTTPRouteHandler:
+    """A search over everything a target has (RFC 7644 section 3.4.3)."""
 
     @post(f"{PREFIX}/{{target:str}}/.search")
     async def search_all(request: Request[Any, Any, Any]) -> Sent:
-        return await _run(users.search_posted, call_of(request))
+        return await _run(everything.search_posted, call_of(request))
 
     return search_all
 

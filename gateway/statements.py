@@ -440,6 +440,14 @@ class Statements:
             .limit(1)
         )
         clauses["wished_members"] = sa.select(m.member).where(mine, m.wished.is_(sa.true())).order_by(m.member)
+        at_home = sa.outerjoin(MEMBERSHIP, RESOURCE, sa.and_(m.member == r.id, r.target == _p("target")))
+        clauses["member_kinds"] = (
+            sa.select(m.member, r.kind)
+            .select_from(at_home)
+            .where(mine, m.wished.is_(sa.true()))
+            .order_by(m.member)
+            .limit(_p("limit", sa.Integer))
+        )
         clauses["is_member"] = (
             sa.select(sa.literal_column("1")).where(mine, m.member == _p("member"), m.wished.is_(sa.true())).limit(1)
         )

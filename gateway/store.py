@@ -783,6 +783,15 @@ class Reader:
         """The wished members of a group, in the order of their ids."""
         return [member for (member,) in self._db.rows("wished_members", group_id=group)]
 
+    def member_kinds(self, group: str, target: str, limit: int) -> list[tuple[str, str | None]]:
+        """The first `limit` wished members of a group in the order of their ids, each with its kind.
+
+        The kind is None for members that this target does not have, or not yet. Belongs into `Store.read_slow`.
+        """
+        return [
+            (member, kind) for member, kind in self._db.rows("member_kinds", group_id=group, target=target, limit=limit)
+        ]
+
     def is_member(self, group: str, member: str) -> bool:
         """Whether somebody is a wished member of a group."""
         return bool(self._db.rows("is_member", group_id=group, member=member))

@@ -275,11 +275,13 @@ async def listening(
     limits: LimitSettings | None = None,
     answer_wait_s: float = 4.0,
     store: Store | None = None,
+    shelf: Shelf | None = None,
     **parts: Any,
 ) -> AsyncIterator[Listener]:
     """Start a listener; everything is stopped at the end.
 
     Args:
+        shelf: the product behind both targets; one without groups when None.
         parts: further fields of `ScimParts`.
     """
     own = store is None
@@ -294,7 +296,7 @@ async def listening(
     clock = WallClock()
     settings = {ALPHA: TargetSettings(connector="shelf"), BETA: TargetSettings(connector="shelf")}
     waiters = Waiters()
-    shelf = Shelf()
+    shelf = shelf or Shelf()
     bus = InstantBus(shelf, spawn)
     dispatcher = Dispatcher(store, bus, clock, spawn, lambda: settings)
     bus.outcomes = Outcomes(
@@ -335,7 +337,7 @@ async def listening(
             targets=lambda: settings,
             ready=ready,
             limits=limits or LimitSettings(),
-            **{"spec_of": lambda target: Shelf.spec, **parts},
+            **{"spec_of": lambda target: shelf.spec, **parts},
         )
     )
     talk = socket.socket(proto=socket.IPPROTO_TCP)  # without the protocol asyncio leaves Nagle on: 40 ms per answer

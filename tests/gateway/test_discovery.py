@@ -9,7 +9,7 @@ import pytest
 
 from gateway.discovery import CACHED_MAX, Discovery
 from gateway.messages import LIST_RESPONSE, ScimError
-from schemas.resources import ENTERPRISE_SCHEMA, USER_SCHEMA
+from schemas.resources import ENTERPRISE_SCHEMA, GROUP_SCHEMA, USER_SCHEMA
 from schemas.specs import Attribute, Spec
 
 BASE = "https://provgate.example.com/scim/v2/talkdesk"
@@ -28,6 +28,9 @@ SPEC = Spec(
         Attribute(f"{EXTENSION}:seats", "seats", type="integer"),
     ),
 )
+
+
+GROUPS = Spec(name="observe", title="Observe", resources=("User", "Group"), any_attribute=True)
 
 
 def discovery(spec: Spec | None) -> Discovery:
@@ -53,7 +56,7 @@ def nulls_in(value: Any, path: str = "") -> list[str]:
     return [path] if value is None else []
 
 
-@pytest.mark.parametrize("spec", [None, SPEC, Spec(name="observe", title="Observe", any_attribute=True)])
+@pytest.mark.parametrize("spec", [None, SPEC, GROUPS, Spec(name="observe", title="Observe", any_attribute=True)])
 def test_nothing_that_discovery_says_is_null(spec: Spec | None) -> None:
     """Entra refuses a /Schemas answer with nulls in it (its SCIM guide)."""
     found = discovery(spec)
@@ -65,11 +68,11 @@ def test_nothing_that_discovery_says_is_null(spec: Spec | None) -> None:
         assert nulls_in(msgspec.json.decode(body)) == []
 
 
-def test_before_any_worker_was_seen_the_schemas_are_core_user_and_the_enterprise_extension() -> None:
+def test_before_any_worker_was_seen_the_schemas_are_core_user_group_and_the_enterprise_extension() -> None:
     """The design: a target that was just configured can be connected in Entra at once."""
     known = schemas(None)
 
-    assert list(known) == [USER_SCHEMA, ENTERPRISE_SCHEMA]
+    assert list(known) == [USER_SCHEMA, ENTERPRISE_SCHEMA, GROUP_SCHEMA]
     core = attributes(known[USER_SCHEMA])
     assert {"userName", "active", "name", "emails", "phoneNumbers", "addresses", "roles"} <= core.keys()
     assert core["userName"]["required"] is True
@@ -109,7 +112,7 @@ def test_every_attribute_is_described_completely() -> None:
     def check(attribute: dict[str, Any]) -> None:
         assert attribute["name"]
         assert attribute["description"]
-        assert attribute["mutability"] in ("readOnly", "readWrite")
+        assert attribute["mutability"] in ("readOnly", "readWrite", "immutable")
         assert attribute["returned"] == "default"
         assert isinstance(attribute["multiValued"], bool)
         assert isinstance(attribute["required"], bool)
@@ -123,7 +126,7 @@ def test_every_attribute_is_described_completely() -> None:
         for part in attribute.get("subAttributes", ()):
             check(part)
 
-    for spec in (None, SPEC):
+    for spec in (None, SPEC, GROUPS):
         for schema in schemas(spec).values():
             for attribute in schema["attributes"]:
                 check(attribute)
@@ -138,6 +141,25 @@ def test_the_resource_type_names_the_extensions_and_no_groups() -> None:
     assert user["schema"] == USER_SCHEMA
     assert [entry["schema"] for entry in user["schemaExtensions"]] == [ENTERPRISE_SCHEMA, EXTENSION]
     assert user["meta"]["location"] == f"{BASE}/ResourceTypes/User"
+
+
+def test_a_target_that_takes_groups_lists_them_with_what_is_shown_of_a_member() -> None:
+    """RFC 7643 sections 4.2 and 6; Microsoft's validation asks for a Group schema before it tests groups."""
+    answer = msgspec.json.decode(discovery(GROUPS).resource_types("observe", BASE))
+    user, group = answer["Resources"]
+    assert (user["name"], group["name"]) == ("User", "Group")
+    assert (group["endpoint"], group["schema"], group["schemaExtensions"]) == ("/Groups", GROUP_SCHEMA, [])
+    assert GROUP_SCHEMA not in [entry["schema"] for entry in user["schemaExtensions"]]
+
+    known = attributes(schemas(GROUPS)[GROUP_SCHEMA])
+
+    assert list(known) == ["displayName", "members"]
+    assert (known["displayName"]["required"], known["displayName"]["uniqueness"]) == (True, "server")
+    parts = attributes({"attributes": known["members"]["subAttributes"]})
+    assert list(parts) == ["value", "$ref", "type"]
+    assert {part["mutability"] for part in parts.values()} == {"immutable"}
+    assert parts["$ref"]["referenceTypes"] == parts["type"]["canonicalValues"] == ["User", "Group"]
+    assert GROUP_SCHEMA not in schemas(SPEC)
 
 
 def test_one_schema_or_resource_type_is_found_in_any_letter_case() -> None:

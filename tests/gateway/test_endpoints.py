@@ -14,8 +14,8 @@ import pytest
 import pytest_asyncio
 import structlog
 
-from gateway.endpoints import SPELLING_WAIT_S, Call, NoGroups, Reply, page_of
-from gateway.messages import DEFAULT_LIMITS, ERROR, LIST_RESPONSE, MEDIA_TYPE
+from gateway.endpoints import SPELLING_WAIT_S, page_of
+from gateway.messages import ERROR, LIST_RESPONSE, MEDIA_TYPE
 from gateway.store import Store
 from schemas.config import LimitSettings
 from schemas.resources import ENTERPRISE_SCHEMA
@@ -765,19 +765,16 @@ async def test_random_requests_never_bring_the_gateway_down(empty: Listener) -> 
 # ---- when something is broken here
 
 
-class Broken(NoGroups):
-    """Operations with a mistake in them."""
-
-    async def search(self, call: Call) -> Reply:
-        raise KeyError("ada@contoso.example")
+async def broken(target: str, user_name: str) -> Sequence[str]:
+    """A part with a mistake in it."""
+    raise KeyError("ada@contoso.example")
 
 
 async def test_a_mistake_of_ours_is_a_500_that_tells_an_id_and_nothing_else(tmp_path: Path) -> None:
     """S11: the body names an id to look for; the log has the type and the place, neither has a value."""
-    broken = Broken(lambda target: None, DEFAULT_LIMITS)
-    async with listening(tmp_path, groups=broken) as scim:
+    async with listening(tmp_path, other_spellings=broken) as scim:
         with structlog.testing.capture_logs() as lines:
-            answer = await scim.get("/Groups?filter=displayName+eq+%22secret-name%22")
+            answer = await scim.get("/Users?filter=userName+eq+%22secret-name%22")
 
         assert is_error(answer, 500)
         (line,) = [line for line in lines if line["event"] == "scim.failed"]
