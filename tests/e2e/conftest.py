@@ -11,7 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.e2e.running import Product, Running, Scim, a_session
+from tests.e2e.running import Product, Running, Scim, a_session, leaks
 
 
 @pytest.fixture(scope="package")
@@ -25,6 +25,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         code = running.stop()
     assert code == 0, running.said()
     assert running.left_behind() == []
+    tokens = [entry["token"] for entry in running.ready["targets"].values()]
+    assert leaks(running.data / "logs", [*tokens, running.ready["console"]["token"], "Traceback"]) == []
 
 
 @pytest.fixture

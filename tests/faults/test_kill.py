@@ -243,3 +243,34 @@ def open_events(data: Path) -> list[tuple[Any, ...]]:
         return store.execute("select resource_id, generation from event where outcome is null").fetchall()
     finally:
         store.close()
+
+
+def test_the_check_of_the_journals_sees_what_must_not_be() -> None:
+    """A check that can find nothing would prove nothing: each kind of wrong effect is reported when it is planted."""
+    person = Person(
+        number=1,
+        target="talkdesk",
+        user_name="p1@contoso.example",
+        incarnation=1,
+        version=2,
+        alive=True,
+        versions=[1, 2],
+    )
+
+    def effect(op: str, version: int, account: str = "a", changed: tuple[str, ...] = ("familyName",)) -> dict[str, Any]:
+        values = {"familyName": f"V{version}", "externalId": "p0001-1"} if op != "delete" else {}
+        key = person.user_name
+        return {"op": op, "account_id": account, "natural_key": key, "values": values, "changed": list(changed)}
+
+    right = [effect("create", 1), effect("update", 2), effect("update", 2, changed=())]
+    assert wrong_effects("talkdesk", right, [person]) == []
+    for planted, said in (
+        ([effect("create", 1), effect("create", 2, "b")], "was created 2 times"),
+        ([effect("create", 1), effect("create", 2, "b")], "created while a lived"),
+        ([effect("create", 2), effect("update", 1)], "went back"),
+        ([effect("create", 1), effect("update", 2), effect("update", 2)], "was changed to V2 2 times"),
+        ([effect("create", 1), effect("update", 7)], "a wish nobody had"),
+        ([effect("update", 2)], "was created 0 times"),
+        ([effect("create", 1) | {"natural_key": "stranger@contoso.example"}], "an effect on nobody"),
+    ):
+        assert any(said in problem for problem in wrong_effects("talkdesk", planted, [person])), (planted, said)
