@@ -184,6 +184,8 @@ class _Shape:
     def _plain(
         self, held: Mapping[str, Any], op: str, attribute: Attribute, place: _Place, value: Any
     ) -> dict[str, Any]:
+        if attribute.form == "anything":
+            return {attribute.field: value} if attribute.field else {}
         allowed = ("value",) if attribute.form == "reference" else ()
         if place.by is not None or (place.sub is not None and place.sub not in allowed):
             raise _bad_path(place)
@@ -258,14 +260,18 @@ class _Shape:
             if place.by not in (None, "value") or place.sub is not None:
                 raise _bad_path(place)
             if place.by is not None:
-                gone_values = [_unquoted(place.chosen or "")]
+                gone_values = {_unquoted(place.chosen or "")}
             else:
-                gone_values = held[plain.field] if value is None else _taken(plain, value)
+                gone_values = set(held[plain.field] if value is None else _taken(plain, value))
             return {**held, plain.field: [one for one in held[plain.field] if one not in gone_values]}
-        if place.by is not None and not typed:
+        if place.by is not None and not typed and (plain is None or plain.form != "anything"):
+            raise _bad_path(place)
+        if typed and (place.by not in (None, "type") or place.sub not in (None, *PARTS_OF_A_VALUE)):
             raise _bad_path(place)
         chosen = {**subs, **typed}
-        if place.by is not None:
+        if typed and place.sub not in (None, "value"):
+            chosen = {}
+        elif place.by is not None:
             chosen = {name: one for name, one in chosen.items() if name == place.chosen}
         elif place.sub is not None and subs:
             check_fields({place.sub: None}, dict.fromkeys(subs, object), at=f"{place.name}.")
