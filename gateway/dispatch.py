@@ -37,6 +37,8 @@ SWEEP_EVERY_S = 1.0
 SWEEP_ROWS_MAX = 500
 """Rows of one kind handled per sweep; the rest waits for the next second."""
 PUMP_ROUNDS_MAX = 4
+RECORD_EVERY_S = 0.2
+"""That an event is in the stream is recorded this much later, many at once; what is settled by then needs no record."""
 PROBE_CHECKS_MAX = 20
 PROBE_CHECK_EVERY_S = 1.0
 
@@ -74,12 +76,18 @@ class Dispatcher:
         self.targets = targets
         self._pumping: set[str] = set()
         self._probing: set[str] = set()
+        self._crowded: set[str] = set()
+        self._stored: dict[str, int] = {}
+        self._recording = False
 
     # ---- inside transactions
 
     def try_dispatch(self, ledger: Ledger, row: Row, now: float) -> Message | None:
         """Send this row now if it is ready and its target has room. The caller saves the row in either case."""
-        if not ready(row, now) or self._room(ledger, row.target, now) <= 0:
+        if not ready(row, now):
+            return None
+        if self._room(ledger, row.target, now) <= 0:
+            self._crowded.add(row.target)
             return None
         return self._decide(ledger, row, now)
 
@@ -125,6 +133,10 @@ class Dispatcher:
                         room -= 1
                 if not rows:
                     break
+            if room > 0 and not rows:
+                self._crowded.discard(target)
+            else:
+                self._crowded.add(target)
             return messages
 
         return job
@@ -143,7 +155,30 @@ class Dispatcher:
             return
         answer = await self.bus.publish(message)
         if answer in (Published.STORED, Published.DUPLICATE):
-            self.store.post(lambda ledger: ledger.mark_published(message.resource, message.fence))
+            self._stored[message.resource] = message.fence
+            if not self._recording:
+                self._recording = True
+                self.spawn(self._record_stored())
+
+    async def _record_stored(self) -> None:
+        """Until this is recorded the relay offers the event again, which changes nothing (R5)."""
+        await self.clock.sleep(RECORD_EVERY_S)
+        self._recording = False
+        stored, self._stored = self._stored, {}
+
+        def job(ledger: Ledger) -> None:
+            for resource, fence in stored.items():
+                ledger.mark_published(resource, fence)
+
+        if stored:
+            self.store.post(job)
+
+    def settled(self, target: str, resource: str, fence: int) -> None:
+        """A delivery has ended: nothing is to be recorded about it, and whoever was turned away for lack of room is next."""
+        if self._stored.get(resource) == fence:
+            del self._stored[resource]
+        if target in self._crowded:
+            self.kick(target)
 
     def kick(self, target: str) -> None:
         """Something of this target may be due: look soon, once."""

@@ -43,11 +43,11 @@ log = logger()
 
 
 class Folded(Struct, frozen=True):
-    """What folding one outcome came to: nothing new, or a row that moved and perhaps the next event to send."""
+    """What folding one outcome came to: nothing new, or a row that moved, whether its delivery ended, perhaps the next event."""
 
     row: Row | None = None
     messages: tuple[Message, ...] = ()
-    kick: bool = False
+    settled: bool = False
 
 
 class Outcomes:
@@ -87,8 +87,8 @@ class Outcomes:
             if folded.row.state is State.DEAD:
                 self.bus.announce_dead(folded.row)
         await self.dispatcher.send(folded.messages)
-        if folded.kick:
-            self.dispatcher.kick(outcome.target)
+        if folded.settled:
+            self.dispatcher.settled(outcome.target, outcome.resource, outcome.fence)
 
     def fold_job(self, ledger: Ledger, outcome: Outcome) -> Folded:
         """One transaction: attempt log, settle, circuit, and the next event of the resource if a newer wish waits (rule T6)."""
@@ -125,7 +125,7 @@ class Outcomes:
         ledger.save(row)
         if any(isinstance(effect, Died) for effect in effects) and row.reason is not None:
             self._brake(ledger, row, now)
-        return Folded(row=row, messages=(message,) if message else (), kick=settled)
+        return Folded(row=row, messages=(message,) if message else (), settled=settled)
 
     def _judge_target(self, ledger: Ledger, row: Row, outcome: Outcome, effects: list[Effect], now: float) -> None:
         """What this delivery says about the target as a whole: circuit, rest, recovery."""
