@@ -30,9 +30,9 @@ from gateway.outcomes import Outcomes
 from gateway.scim_app import ScimParts, scim_app
 from gateway.store import Store
 from schemas.config import LimitSettings, TargetSettings
-from schemas.errors import NormalizationError, Unavailable
+from schemas.errors import Gone, NormalizationError, Unavailable
 from schemas.events import decode_event
-from schemas.resources import User
+from schemas.resources import Group, User
 from schemas.specs import Attribute, Spec
 from workers.delivery import deliver
 
@@ -40,6 +40,7 @@ START_WAIT_S = 10.0
 STREAM = "stream-1"
 ALPHA, BETA = "alpha", "beta"
 USER = "urn:ietf:params:scim:schemas:core:2.0:User"
+GROUP = "urn:ietf:params:scim:schemas:core:2.0:Group"
 PATCH = "urn:ietf:params:scim:api:messages:2.0:PatchOp"
 
 
@@ -112,6 +113,48 @@ class Shelf(Connector[NoSettings, User]):
     def _answer(self) -> None:
         if self.away:
             raise Unavailable("Shelf does not answer.")
+
+
+class GroupShelf(Shelf):
+    """A product that takes any attribute and has groups; `groups` holds name and members (account ids) by group id."""
+
+    spec = Spec(name="group_shelf", title="Group shelf", resources=("User", "Group"), any_attribute=True)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.groups: dict[str, tuple[str, set[str]]] = {}
+        self.steps: list[tuple[int, int]] = []
+        """How many members each call added and removed."""
+
+    def normalize(self, user: User, directory: Directory) -> User:
+        return user
+
+    async def find_group(self, group: Group | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
+        self._answer()
+        return [
+            Found(group_id, f"displayName:{name.casefold()}")
+            for group_id, (name, _) in self.groups.items()
+            if f"displayName:{name.casefold()}" in identities
+        ]
+
+    async def put_group(self, group_id: str | None, group: Group, ctx: Delivery) -> str:
+        self._answer()
+        if group_id is not None and group_id not in self.groups:
+            raise Gone("There is no such group.")
+        made = group_id or f"group-{next(self._ids)}"
+        self.groups[made] = (group.display_name, self.groups.get(made, ("", set()))[1])
+        return made
+
+    async def change_members(self, group_id: str, add: Sequence[str], remove: Sequence[str], ctx: Delivery) -> None:
+        self._answer()
+        self.steps.append((len(add), len(remove)))
+        members = self.groups[group_id][1]
+        members |= set(add)
+        members -= set(remove)
+
+    async def delete_group(self, group_id: str, ctx: Delivery) -> None:
+        self._answer()
+        self.groups.pop(group_id, None)
 
 
 class _Names:
@@ -248,6 +291,16 @@ class Listener:
         assert answer.status == 201, answer.body
         body: dict[str, Any] = answer.body
         return body
+
+    async def group(self, name: str = "Sales", *members: str, target: str = ALPHA, **attributes: Any) -> dict[str, Any]:
+        """Create one, with these members, and give its resource."""
+        body: dict[str, Any] = {"schemas": [GROUP], "displayName": name, **attributes}
+        if members:
+            body["members"] = [{"value": member} for member in members]
+        answer = await self.post("/Groups", body, target=target)
+        assert answer.status == 201, answer.body
+        made: dict[str, Any] = answer.body
+        return made
 
     async def raw(self, request: bytes, *, wait_s: float = 5.0) -> bytes:
         """Send bytes as they are, and read until the server closes or falls silent."""
