@@ -22,7 +22,10 @@ from schemas.errors import ConfigurationError, ConnectorBug
 GROUP = "provgate.connectors"
 
 SHIPPED: dict[str, str] = {
+    "babelforce": "connectors.babelforce:Babelforce",
+    "bobs_business": "connectors.bobs_business:BobsBusiness",
     "observe": "connectors.observe:Observe",
+    "sofa": "connectors.sofa:Sofa",
     "talkdesk": "connectors.talkdesk:Talkdesk",
     "telemessage": "connectors.telemessage:TeleMessage",
 }
