@@ -1,8 +1,9 @@
-"""Access keys: what Entra calls the Secret Token of a Tenant URL (security requirement S1).
+"""Access keys and client secrets: what Entra calls the Secret Token and the Client Secret (security requirements S1, S2).
 
 A key is `pg_<id>_<secret>_<check>`: an id to find it by, 256 random bits, and check digits by which a cut or mistyped key is told
 from a wrong one. It is shown once, when it is made; kept is an HMAC-SHA-256 under a pepper of this installation. At most two keys
-of a target live at once, so that one can be replaced without a gap.
+of a target live at once, so that one can be replaced without a gap. A client secret is the same with the prefix `pgs`: it opens
+nothing but the token endpoint, and a key does not open that.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from gateway.records import KeyRecord
 from gateway.store import Store, Transaction
 
 PREFIX = "pg"
+CLIENT_PREFIX = "pgs"
 SECRET_BYTES = 32
 PEPPER_BYTES = 32
 ID_CHARS = 10
@@ -32,6 +34,9 @@ LIVE_MAX = 2
 DAYS_MIN = 90
 DAYS_MAX = 730
 DAYS_DEFAULT = 365
+CLIENT_DAYS_MAX = 1_095
+CLIENT_DAYS_DEFAULT = 730
+"""Client secrets live 1 to 3 years at other products (Microsoft's list for its gallery)."""
 DAY_S = 86_400.0
 FRESH_S = 2.0
 """How long keys that were read are believed; a revocation elsewhere counts after this at the latest."""
@@ -39,10 +44,33 @@ USE_EVERY_S = 60.0
 """The last use of a key is written at most this often."""
 WARN_DAYS = (1, 7, 14, 30)
 
-Refusal: TypeAlias = Literal["missing", "malformed", "wrong", "expired", "revoked", "unknown_target"]
+Kind: TypeAlias = Literal["key", "client"]
+
+
+class _Words(Struct, frozen=True):
+    """What is different between the kinds: prefix of the text, longest life, and what an operator calls it."""
+
+    prefix: str
+    days_max: int
+    noun: str
+    plural: str
+    days_default: int
+
+
+_WORDS: Mapping[Kind, _Words] = {
+    "key": _Words(PREFIX, DAYS_MAX, "key", "keys", DAYS_DEFAULT),
+    "client": _Words(CLIENT_PREFIX, CLIENT_DAYS_MAX, "client secret", "client secrets", CLIENT_DAYS_DEFAULT),
+}
+
+Refusal: TypeAlias = Literal["malformed", "wrong", "expired", "revoked"]
 """Why a caller was refused; for the log, never for the answer."""
 
 _DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
+
+
+def kind_of(row: KeyRecord) -> Kind:
+    """Whether a row is an access key or a client secret."""
+    return "client" if row.prefix.startswith(f"{CLIENT_PREFIX}_") else "key"
 
 
 def is_live(row: KeyRecord, now: float) -> bool:
@@ -89,21 +117,21 @@ def check_digits(text: str) -> str:
     return _in_digits(zlib.crc32(text.encode()), CHECK_CHARS)
 
 
-def new_key_text() -> str:
+def new_key_text(prefix: str = PREFIX) -> str:
     """A new key from 256 random bits of the operating system."""
     key_id = "".join(secrets.choice(_DIGITS) for _ in range(ID_CHARS))
     secret = _in_digits(int.from_bytes(secrets.token_bytes(SECRET_BYTES), "big"), SECRET_CHARS)
-    body = f"{PREFIX}_{key_id}_{secret}"
+    body = f"{prefix}_{key_id}_{secret}"
     return f"{body}_{check_digits(body)}"
 
 
-def key_id_of(text: str) -> str | None:
+def key_id_of(text: str, prefix: str = PREFIX) -> str | None:
     """The id in the text of a key; None when this is no key, or one that was cut or mistyped."""
     if not text.isascii():
         return None
     body, _, check = text.rpartition("_")
     parts = body.split("_")
-    if len(parts) != 3 or parts[0] != PREFIX or len(parts[1]) != ID_CHARS or len(parts[2]) != SECRET_CHARS:
+    if len(parts) != 3 or parts[0] != prefix or len(parts[1]) != ID_CHARS or len(parts[2]) != SECRET_CHARS:
         return None
     return parts[1] if check == check_digits(body) else None
 
@@ -181,18 +209,25 @@ class Keys:
         self._use_written: dict[str, float] = {}
         self._nobody = digest(pepper, new_key_text())
 
-    async def check(self, target: str, text: str) -> Refusal | None:
+    def derived(self, purpose: str) -> bytes:
+        """A secret of 32 bytes for one purpose, the same in every gateway of this installation."""
+        return hmac.digest(self._pepper, b"provgate/1/" + purpose.encode(), "sha256")
+
+    async def check(self, target: str, text: str, kind: Kind = "key") -> Refusal | None:
         """Whether a key opens a target now; None when it does, else the reason, which is for the log only.
 
         Args:
             target: a configured target, or "" for one that is not: the check then takes as long and finds nothing.
+            kind: a client secret is no key, and the other way round.
 
         Raises:
             StoreError: the keys cannot be read.
         """
-        key_id = key_id_of(text)
+        key_id = key_id_of(text, _WORDS[kind].prefix)
         rows = await self._rows(target) if target else {}
         row = rows.get(key_id) if key_id is not None else None
+        if row is not None and kind_of(row) != kind:
+            row = None
         right = hmac.compare_digest(row.hash if row is not None else self._nobody, digest(self._pepper, text))
         if key_id is None:
             return "malformed"
@@ -205,6 +240,15 @@ class Keys:
             return "expired"
         self._note_use(row, now)
         return None
+
+    async def known(self, target: str, key_id: str, kind: Kind) -> KeyRecord | None:
+        """The key or client secret with this id, whatever has become of it; as it was at most FRESH_S ago.
+
+        Raises:
+            StoreError: the keys cannot be read.
+        """
+        row = (await self._rows(target)).get(key_id)
+        return row if row is not None and kind_of(row) == kind else None
 
     def _note_use(self, row: KeyRecord, now: float) -> None:
         written = self._use_written.get(row.id) or row.last_used_at or 0.0
@@ -240,42 +284,47 @@ class Keys:
         self._held.pop(target, None)
         self._reading.pop(target, None)
 
-    async def issue(self, target: str, *, days: int = DAYS_DEFAULT, label: str = "", actor: str) -> NewKey:
+    async def issue(
+        self, target: str, *, days: int | None = None, label: str = "", actor: str, kind: Kind = "key"
+    ) -> NewKey:
         """Make a key. Its text is in the answer and nowhere else.
 
         Args:
-            days: DAYS_MIN to DAYS_MAX.
+            days: DAYS_MIN to DAYS_MAX (a client secret: CLIENT_DAYS_MAX); None takes the default of its kind.
             actor: who asked for it (audited).
 
         Raises:
             KeyProblem: the number of days is out of range, or LIVE_MAX keys of this target live already.
         """
-        if not DAYS_MIN <= days <= DAYS_MAX:
-            raise KeyProblem(f"A key lives {DAYS_MIN} to {DAYS_MAX} days; {days} were asked for.")
-        text = new_key_text()
+        words = _WORDS[kind]
+        if days is None:
+            days = words.days_default
+        if not DAYS_MIN <= days <= words.days_max:
+            raise KeyProblem(f"A {words.noun} lives {DAYS_MIN} to {words.days_max} days; {days} were asked for.")
+        text = new_key_text(words.prefix)
         key_id = text.split("_")[1]
         now = self._now()
         row = KeyRecord(
             id=key_id,
             target=target,
             label=label,
-            prefix=f"{PREFIX}_{key_id}",
+            prefix=f"{words.prefix}_{key_id}",
             hash=digest(self._pepper, text),
             created_at=now,
             expires_at=now + days * DAY_S,
         )
 
         def job(ledger: Transaction) -> bool:
-            if sum(is_live(held, now) for held in ledger.keys(target)) >= LIVE_MAX:
+            if sum(is_live(held, now) for held in ledger.keys(target) if kind_of(held) == kind) >= LIVE_MAX:
                 return False
             ledger.add_key(row)
             detail = {"days": days, "label": label}
-            ledger.audit(at=now, actor=actor, action="key.issued", target=target, subject=row.id, detail=detail)
+            ledger.audit(at=now, actor=actor, action=f"{kind}.issued", target=target, subject=row.id, detail=detail)
             return True
 
         if not await self._store.run(job):
             raise KeyProblem(
-                f"{target} has {LIVE_MAX} live keys. Revoke the one that is no longer used in Entra first."
+                f"{target} has {LIVE_MAX} live {words.plural}. Revoke the one that is no longer used in Entra first."
             )
         self._forget(target)
         return NewKey(text, row)
@@ -292,7 +341,8 @@ class Keys:
             row = next((held for held in ledger.keys(target) if held.id == key_id), None)
             if row is not None and row.revoked_at is None:
                 ledger.revoke_key(key_id, now)
-                ledger.audit(at=now, actor=actor, action="key.revoked", target=target, subject=key_id, detail={})
+                action = f"{kind_of(row)}.revoked"
+                ledger.audit(at=now, actor=actor, action=action, target=target, subject=key_id, detail={})
             return row
 
         row = await self._store.run(job)
@@ -301,9 +351,10 @@ class Keys:
             raise KeyProblem(f"{target} has no key {key_id}.")
         return row
 
-    async def listed(self, target: str | None = None) -> list[KeyRecord]:
+    async def listed(self, target: str | None = None, kind: Kind | None = None) -> list[KeyRecord]:
         """The keys of one target or of all, oldest first, ended ones included; `expiry_warnings` takes them as they are."""
-        return await self._store.read(lambda reader: reader.keys(target))
+        rows = await self._store.read(lambda reader: reader.keys(target))
+        return [row for row in rows if kind is None or kind_of(row) == kind]
 
 
 def expiry_warnings(rows: Iterable[KeyRecord], now: float) -> list[KeyWarning]:
@@ -312,12 +363,12 @@ def expiry_warnings(rows: Iterable[KeyRecord], now: float) -> list[KeyWarning]:
     An expired key is no longer worth a warning when a later one of its target lives.
     """
     held = [row for row in rows if row.revoked_at is None]
-    live_targets = {row.target for row in held if is_live(row, now)}
+    live = {(row.target, kind_of(row)) for row in held if is_live(row, now)}
     warnings = []
     for row in sorted(held, key=lambda row: row.expires_at):
         left_s = row.expires_at - now
         if left_s <= 0:
-            if row.target not in live_targets:
+            if (row.target, kind_of(row)) not in live:
                 warnings.append(KeyWarning(row.target, row.id, 0, 0, row.expires_at))
             continue
         reached = [days for days in WARN_DAYS if left_s <= days * DAY_S]

@@ -11,13 +11,27 @@ import os
 import tomllib
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
 
 from schemas.errors import ConfigurationError
+
+
+class Mistakes(ValueError):
+    """What is wrong between the fields of one table, all at once.
+
+    Args:
+        found: name of the field and the sentence about it, each.
+    """
+
+    def __init__(self, found: Sequence[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{name}: {sentence}" for name, sentence in found))
+        self.found = tuple(found)
 
 
 class Secret(Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,6 +152,146 @@ class BrakeSettings(Struct, frozen=True, kw_only=True):
     share: Annotated[float, Meta(gt=0, le=1)] = 0.2
 
 
+# ---- how Entra signs in
+
+_GUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
+Guid = Annotated[str, Meta(pattern=_GUID)]
+Guids = Annotated[tuple[Guid, ...], Meta(max_length=32)]
+SomeGuids = Annotated[tuple[Guid, ...], Meta(min_length=1, max_length=32)]
+Audiences = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(min_length=1, max_length=32)]
+_LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
+
+
+class EntraCloud(Struct, frozen=True, kw_only=True):
+    """Where a Microsoft cloud issues tokens and publishes the keys they are signed with.
+
+    Args:
+        authority: scheme and host of the sign-in service; the metadata of every tenant lies below it.
+        issuer_v1: what `iss` of a token of version 1.0 is, `{tenant}` in the place of the tenant id.
+        issuer_v2: the same for version 2.0.
+        key_hosts: further hosts that the metadata may name for the keys; the authority's own always may.
+        http_loopback: take http, from this machine only. For tests.
+    """
+
+    authority: str
+    issuer_v1: str
+    issuer_v2: str
+    key_hosts: tuple[str, ...] = ()
+    http_loopback: bool = False
+
+    def __post_init__(self) -> None:
+        found = []
+        parts = urlsplit(self.authority)
+        plain = parts.scheme == "http" and self.http_loopback and parts.hostname in _LOOPBACK
+        if not (parts.scheme == "https" or plain) or not parts.hostname:
+            found.append(("authority", "must be https://HOST (http only with http_loopback, on this machine)"))
+        elif parts.path or parts.query or parts.fragment or "@" in parts.netloc:
+            found.append(("authority", "must be a scheme and a host, nothing behind it"))
+        found += [
+            (name, "must be an address with {tenant} in it")
+            for name, issuer in (("issuer_v1", self.issuer_v1), ("issuer_v2", self.issuer_v2))
+            if issuer.count("{tenant}") != 1 or "://" not in issuer
+        ]
+        if found:
+            raise Mistakes(found)
+
+
+CLOUDS: Mapping[str, EntraCloud] = {
+    "public": EntraCloud(
+        authority="https://login.microsoftonline.com",
+        issuer_v1="https://sts.windows.net/{tenant}/",
+        issuer_v2="https://login.microsoftonline.com/{tenant}/v2.0",
+    ),
+    "us-government": EntraCloud(
+        authority="https://login.microsoftonline.us",
+        issuer_v1="https://sts.windows.net/{tenant}/",
+        issuer_v2="https://login.microsoftonline.us/{tenant}/v2.0",
+    ),
+    "china": EntraCloud(
+        authority="https://login.partner.microsoftonline.cn",
+        issuer_v1="https://sts.chinacloudapi.cn/{tenant}/",
+        issuer_v2="https://login.partner.microsoftonline.cn/{tenant}/v2.0",
+        key_hosts=("login.chinacloudapi.cn",),
+    ),
+}
+CloudName = Literal["public", "us-government", "china", "custom"]
+
+
+def _check_cloud(name: str, custom: EntraCloud | None) -> None:
+    if (name == "custom") != (custom is not None):
+        raise Mistakes([("custom", 'a table of this name goes together with cloud = "custom"')])
+
+
+class EntraSignIn(Struct, frozen=True, kw_only=True):
+    """Entra-signed tokens, which Entra sends when its Secret Token is left blank (security requirement S3).
+
+    The audience is the same for all tenants of the world, so `tenant` is the lock, and `object_ids` the one within a tenant.
+
+    Args:
+        tenant: the directory (tenant) id; one and no other.
+        custom: the addresses of another cloud than those known by name.
+        versions: token versions that are taken.
+        audiences: what `aud` may be; the default is the one of every non-gallery application.
+        callers: application ids (`appid`, `azp`) that may call; the default is Entra's provisioning service.
+        object_ids: object ids (`oid`) that may call; all when empty.
+    """
+
+    tenant: Guid
+    cloud: CloudName = "public"
+    custom: EntraCloud | None = None
+    versions: Annotated[tuple[Literal["1.0", "2.0"], ...], Meta(min_length=1, max_length=2)] = ("1.0", "2.0")
+    audiences: Audiences = ("8adf8e6e-67b2-4cf2-a259-e3dc5476c621",)
+    callers: SomeGuids = ("00000014-0000-0000-c000-000000000000",)
+    object_ids: Guids = ()
+
+    def __post_init__(self) -> None:
+        _check_cloud(self.cloud, self.custom)
+
+    def addresses(self) -> EntraCloud:
+        """The cloud's addresses."""
+        return self.custom if self.custom is not None else CLOUDS[self.cloud]
+
+
+class Federation(Struct, frozen=True, kw_only=True):
+    """Workload identity federation: an assertion signed by Entra takes the place of a client secret (RFC 7523 section 2.2).
+
+    Args:
+        tenant: the directory (tenant) id.
+        app_id: application id of the workload identity; the assertion is for it, with or without `api://`.
+        subjects: what `sub` may be: the object Entra shows as Subject.
+        object_ids: object ids (`oid`) that may sign in; all when empty.
+        replay: whether an assertion that was used may be used again before it expires.
+    """
+
+    tenant: Guid
+    app_id: Guid
+    subjects: SomeGuids
+    object_ids: Guids = ()
+    cloud: CloudName = "public"
+    custom: EntraCloud | None = None
+    replay: Literal["refuse", "allow"] = "refuse"
+
+    def __post_init__(self) -> None:
+        _check_cloud(self.cloud, self.custom)
+
+    def addresses(self) -> EntraCloud:
+        """The cloud's addresses."""
+        return self.custom if self.custom is not None else CLOUDS[self.cloud]
+
+
+class OAuthSignIn(Struct, frozen=True, kw_only=True):
+    """OAuth client credentials: Entra buys short-lived tokens at our own token endpoint (RFC 6749 section 4.4).
+
+    Args:
+        token_life_s: how long a token opens the target, in seconds; 1 to 6 hours.
+        federation: assertions that are taken instead of a client secret; none when left out.
+    """
+
+    token_life_s: Annotated[int, Meta(ge=3_600, le=21_600)] = 3_600
+    federation: Federation | None = None
+
+
+SignInWay = Literal["key", "entra", "oauth"]
 TARGET_NAME = r"^[a-z][a-z0-9_-]{0,47}$"
 
 
@@ -152,11 +306,22 @@ class TargetSettings(Struct, frozen=True, kw_only=True):
     alert_to: tuple[str, ...] = ()
     pending: Literal["accept", "retry-later"] = "accept"
     adopt: Literal["always", "never"] = "always"
-    auth: tuple[Literal["key"], ...] = ("key",)
+    auth: Annotated[tuple[SignInWay, ...], Meta(min_length=1, max_length=3)] = ("key",)
+    entra: EntraSignIn | None = None
+    oauth: OAuthSignIn = OAuthSignIn()
     window: Count = 16
     retry: RetrySettings = RetrySettings()
     brake: BrakeSettings = BrakeSettings()
     settings: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        found = []
+        if len(set(self.auth)) < len(self.auth):
+            found.append(("auth", "names a way to sign in twice"))
+        if "entra" in self.auth and self.entra is None:
+            found.append(("entra", "missing; auth names it, and it says whose tokens are taken (tenant)"))
+        if found:
+            raise Mistakes(found)
 
 
 class Configuration(Struct, frozen=True, kw_only=True):
@@ -238,6 +403,9 @@ def decode(value: Any, type_: type[T], *, path: str = "", problems: list[str], p
         return None
     try:
         return type_(**decoded)
+    except Mistakes as exc:
+        problems += [f"{_join(path, name)}: {sentence}" for name, sentence in exc.found]
+        return None
     except ValueError as exc:
         problems.append(f"{path or 'the file'}: {exc}")
         return None
@@ -309,4 +477,5 @@ def _join(path: str, name: str) -> str:
 
 
 def _plain(message: str) -> str:
-    return message.replace("`", "").replace("Expected", "must be").replace("must be must be", "must be")
+    plain = message.replace("`", "").replace("Expected", "must be").replace("must be must be", "must be")
+    return plain.replace(f"str matching regex '{_GUID}'", "an id like 00000000-0000-0000-0000-000000000000")
