@@ -43,12 +43,16 @@ _SETTLED = {
 }
 
 NEXT: dict[State, frozenset[State]] = {
-    State.QUEUED: frozenset({State.DELIVERING, State.APPLIED, State.BLOCKED, State.HELD, State.GONE, State.DEAD, State.REJECTED}),
+    State.QUEUED: frozenset(
+        {State.DELIVERING, State.APPLIED, State.BLOCKED, State.HELD, State.GONE, State.DEAD, State.REJECTED}
+    ),
     State.DELIVERING: frozenset(_SETTLED),
     State.RETRYING: frozenset(
         {State.QUEUED, State.DELIVERING, State.BLOCKED, State.HELD, State.GONE, State.DEAD, State.REJECTED}
     ),
-    State.BLOCKED: frozenset({State.QUEUED, State.DELIVERING, State.APPLIED, State.HELD, State.GONE, State.DEAD, State.REJECTED}),
+    State.BLOCKED: frozenset(
+        {State.QUEUED, State.DELIVERING, State.APPLIED, State.HELD, State.GONE, State.DEAD, State.REJECTED}
+    ),
     State.HELD: frozenset({State.QUEUED, State.DETACHED}),
     State.DEAD: frozenset({State.QUEUED, State.DELIVERING, State.DETACHED, State.HELD}),
     State.REJECTED: frozenset({State.QUEUED, State.DELIVERING}),
