@@ -28,6 +28,10 @@ BRAKE_S = 3600.0
 COUNTS_FRESH_S = 10.0
 RETRY_AFTER_S = 30
 EWMA_WEIGHT = 0.1
+LATE_FACTOR = 2.0
+"""An outcome that did not come within the budget counts as this many budgets: how much later it comes is not known."""
+LATENCY_MAX_FACTOR = 1.1
+"""The estimate rises no further above the budget, so that a product that is quick again is waited for within seconds."""
 
 Compute = Callable[[dict[str, Any]], dict[str, Any]]
 """Turns the current document into the wished one; pure; raises ScimError."""
@@ -375,7 +379,7 @@ class Intake:
             self.waiters.forget(row.id, future)
         if verdict is not None:
             return verdict
-        self._note_latency(target, self.clock.now() - started)
+        self._note_latency(target, LATE_FACTOR * self.answer_wait_s)
         return await self._pending(target, row, generation, taken.created)
 
     async def _moved(self, resource: str, future: asyncio.Future[Row | None], deadline: float) -> Row | None:
@@ -418,8 +422,10 @@ class Intake:
         return await self.store.run(job)
 
     def _note_latency(self, target: str, seconds: float) -> None:
-        before = self._latency_s.get(target, seconds)
-        self._latency_s[target] = before + EWMA_WEIGHT * (seconds - before)
+        before = self._latency_s.get(target, 0.0)
+        self._latency_s[target] = min(
+            LATENCY_MAX_FACTOR * self.answer_wait_s, before + EWMA_WEIGHT * (seconds - before)
+        )
 
     def relax(self) -> None:
         """Called once a second: a target that was too slow to wait for is tried again after a while."""

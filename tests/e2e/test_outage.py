@@ -217,3 +217,19 @@ async def test_a_paused_target_answers_and_applies_after_it_is_resumed(
     effects = await talkdesk.effects(since)
     assert [effect["op"] for effect in effects] == ["create"]
     assert effects[0]["values"]["active"] is False
+
+
+async def test_a_product_slower_than_the_budget_is_not_waited_for_again_and_again(
+    system: Running, session: aiohttp.ClientSession, to_telemessage: Scim, telemessage: Product
+) -> None:
+    """Answer rules: waiting only where the outcome may come in time; a cycle against a slow product goes on at full speed."""
+    await telemessage.fails("slow", delay_s=6.0)
+
+    late = await asyncio.gather(*(to_telemessage.create(a_telemessage_user()) for _ in range(8)))
+    quick = await to_telemessage.create(a_telemessage_user())
+
+    assert {said.status for said in (*late, quick)} == {201}
+    assert quick.took_s < 2.0
+    await telemessage.works()
+    counts = await recovered(system, session, "telemessage")
+    assert counts["dead"] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import shutil
@@ -162,6 +163,19 @@ class Installation:
         shutil.rmtree(self.data / "nats")
         os.kill(pid, signal.SIGKILL)
         self.kills.append("nats-server and its data")
+
+    async def freeze(self, name: str, seconds: float) -> None:
+        """This part stands still for so long and goes on as if nothing had happened, as a virtual machine may."""
+
+        async def running() -> int | None:
+            return self.supervisor.pids.get(name)
+
+        pid = await eventually(running, START_WAIT_S, f"{name} runs")
+        self.kills.append(f"{name} frozen {seconds:.0f} s")
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(seconds)  # the fault itself, not a wait for something
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
     async def replaced(self, names: tuple[str, ...] = ("nats-server", "gateway", "worker")) -> None:
         """Wait until every part has a process."""

@@ -1,6 +1,7 @@
 """kill -9 of any process at any moment, and loss of all NATS data: what was acknowledged is applied once and in order.
 
-`PROVGATE_FAULT_WRITES` sets how many writes are made (2,000 by default), `PROVGATE_FAULT_SEED` repeats a run's choices.
+`PROVGATE_FAULT_WRITES` sets how many writes are made (2,000 by default), `PROVGATE_FAULT_SEED` repeats a run's choices, and
+`PROVGATE_FAULT_FREEZES` adds so many freezes of up to 40 s to the kills (none by default: they take long).
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from tests.faults.writing import Caller, Person
 
 WRITES = int(os.environ.get("PROVGATE_FAULT_WRITES", "2000"))
 SEED = int(os.environ.get("PROVGATE_FAULT_SEED", str(random.SystemRandom().randrange(10**6))))
-WRITES_PER_KILL = 170
+FREEZES = int(os.environ.get("PROVGATE_FAULT_FREEZES", "0"))
+FREEZE_MAX_S = 40.0
+"""Longer than a delivery may be unheard of (30 s), so that somebody else may have taken it over meanwhile."""
+WRITES_PER_KILL = int(os.environ.get("PROVGATE_FAULT_WRITES_PER_KILL", "170"))
 PEOPLE_PER_PRODUCT = 60
 LANES = 12
 CONVERGE_MAX_S = 150.0
@@ -33,7 +37,7 @@ VICTIMS = ("gateway", "worker", "nats-server")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120 + WRITES // 5 + CONVERGE_MAX_S)
+@pytest.mark.timeout(120 + WRITES // 5 + FREEZES * FREEZE_MAX_S + CONVERGE_MAX_S)
 async def test_every_acknowledged_write_is_applied_once_and_in_order_whatever_is_killed(tmp_path: Path) -> None:
     """Promises P1, P2 and P3, checked against the journals of the products after kill -9 of gateway, worker and nats-server at
     random and one loss of the whole NATS data directory."""
@@ -98,6 +102,7 @@ async def kill_at_random(
     moments = sorted(chance.sample(range(WRITES // 20, WRITES - WRITES // 20), count))
     victims = [*VICTIMS, *chance.choices(VICTIMS, k=count - 3)]
     chance.shuffle(victims)
+    freezes = set(chance.sample(range(count), min(count, FREEZES)))
     for number, (moment, victim) in enumerate(zip(moments, victims, strict=True)):
 
         async def is_time(moment: int = moment) -> bool:
@@ -109,6 +114,8 @@ async def kill_at_random(
         await asyncio.sleep(chance.random() * 0.05)  # anywhere inside a write, not always right after one
         if number == count // 2:
             await installed.wipe()
+        elif number in freezes:
+            await installed.freeze(victim, chance.uniform(5.0, FREEZE_MAX_S))
         else:
             await installed.kill(victim)
 
