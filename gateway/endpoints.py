@@ -583,7 +583,8 @@ class Groups(_Collection):
                     400, f"This member is in more than {GROUPS_OF_MEMBER_MAX:,} groups. Ask for one by id.", "tooMany"
                 )
             rows = (reader.visible_row(call.target, "group", group) for group in groups)
-            return self._satisfying(reader, call, asked, [row for row in rows if row is not None])
+            oldest_first = sorted((row for row in rows if row is not None), key=lambda row: row.created_at)
+            return self._satisfying(reader, call, asked, oldest_first)
 
         return await self._store.read_slow(joined)
 

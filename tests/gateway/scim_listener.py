@@ -30,7 +30,7 @@ from gateway.outcomes import Outcomes
 from gateway.scim_app import ScimParts, scim_app
 from gateway.store import Store
 from schemas.config import LimitSettings, TargetSettings
-from schemas.errors import Gone, NormalizationError, Unavailable
+from schemas.errors import Gone, NormalizationError, Rejected, Unavailable
 from schemas.events import decode_event
 from schemas.resources import Group, User
 from schemas.specs import Attribute, Spec
@@ -123,6 +123,8 @@ class GroupShelf(Shelf):
     def __init__(self) -> None:
         super().__init__()
         self.groups: dict[str, tuple[str, set[str]]] = {}
+        self.refused: set[str] = set()
+        """Names that this product does not take."""
         self.steps: list[tuple[int, int]] = []
         """How many members each call added and removed."""
 
@@ -139,6 +141,8 @@ class GroupShelf(Shelf):
 
     async def put_group(self, group_id: str | None, group: Group, ctx: Delivery) -> str:
         self._answer()
+        if group.display_name in self.refused:
+            raise Rejected(f"The name '{group.display_name}' is reserved. Choose another one.")
         if group_id is not None and group_id not in self.groups:
             raise Gone("There is no such group.")
         made = group_id or f"group-{next(self._ids)}"
