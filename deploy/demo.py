@@ -176,7 +176,8 @@ class _Demo:
         for child in process_children(config, output=output):
             await self.supervisor.start(child)
         await self._wait_until_served(stop)
-        await self._make_keys()
+        if not stop.is_set():
+            await self._make_keys()
 
     def _ports(self) -> dict[str, int]:
         """The same ports on every run with the same data, so that a Tenant URL stays what it was."""
@@ -290,6 +291,7 @@ class _Demo:
             stopped.cancel()
             if stop.is_set():
                 cycles.cancel()
+                await asyncio.gather(cycles, return_exceptions=True)
                 return
             await cycles
         applied = await self._wait_until_applied(stop)
