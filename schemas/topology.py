@@ -27,6 +27,8 @@ OWNED_S = 10.0
 """A delivery without an answered signal for longer than this is over for good (delivery rule R7)."""
 CALL_S = 15.0
 """Longest single call to a product. OWNED_S + CALL_S < ACK_WAIT_S, so a redelivery never meets a running call."""
+REST_S = OWNED_S + CALL_S
+"""After this long nobody can act any more on a copy of an event that a lost stream has carried (delivery rule R6)."""
 FRESH_S = 10.0
 """A message stored later than this after its row was read is not fresh (delivery rule R6)."""
 SETTLE_S = 15.0

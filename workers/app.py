@@ -370,7 +370,13 @@ class Worker:
         self, broker: NatsBroker, served: Served, durable: str, stream_created: str, consumer_created: str
     ) -> Subscribed:
         pulls = Pulls(
-            self._link, self._signals, served.slots, stream=topology.WORK, durable=durable, on_gone=self._wake.set
+            self._link,
+            self._signals,
+            served.slots,
+            stream=topology.WORK,
+            durable=durable,
+            stream_created_ns=epoch_ns(stream_created),
+            on_gone=self._wake.set,
         )
         subscriber = broker.subscriber(
             f"prov.v1.event.{served.name}.>",

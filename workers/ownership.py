@@ -219,6 +219,7 @@ class Pulls:
 
     Args:
         durable: name of the consumer on `stream`.
+        stream_created_ns: when the stream was made (broker's time, epoch nanoseconds).
         on_gone: called when the broker says that the consumer is not there (any more).
 
     Attributes:
@@ -233,10 +234,13 @@ class Pulls:
         *,
         stream: str,
         durable: str,
+        stream_created_ns: int = 0,
         on_gone: Callable[[], None] = lambda: None,
     ) -> None:
         self.durable = durable
+        self.stream_created_ns = stream_created_ns
         self.fresh_from_ns = 0
+        self._fresh_from_local_ns = time.monotonic_ns()
         self._verified_epoch = _UNKNOWN
         self._link = link
         self._signals = signals
@@ -263,7 +267,13 @@ class Pulls:
         if epoch != self._verified_epoch:
             self._verified_epoch = epoch
             self.fresh_from_ns = now_ns
+            self._fresh_from_local_ns = time.monotonic_ns()
             self._news.set()
+
+    @property
+    def broker_now_ns(self) -> int:
+        """The broker's time now, as far as the last verification and our own clock tell."""
+        return self.fresh_from_ns + time.monotonic_ns() - self._fresh_from_local_ns
 
     @property
     def needs_verification(self) -> bool:

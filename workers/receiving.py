@@ -148,8 +148,14 @@ class Receiver:
             await self._terminate(served, held, exc)
             return
         act_before_ms = (message.headers or {}).get(ACT_BEFORE_HEADER, "")
-        if not is_fresh(held, pulls.fresh_from_ns, act_before_ms, delivery, stored_ns):
+        older_stream = may_have_a_copy(act_before_ms, pulls.stream_created_ns)
+        if older_stream or not is_fresh(held, pulls.fresh_from_ns, act_before_ms, delivery, stored_ns):
             reached("W2")
+            rest_ns = stored_ns + int(topology.REST_S * 1e9) - pulls.broker_now_ns
+            if older_stream and rest_ns > 0:
+                await self._later(held, rest_ns)
+                self._line(served, event, delivery, "warning", "delivery.deferred", started)
+                return
             go = await self._begin(event, delivery)
             if go is None:
                 await self._later(held)
@@ -236,10 +242,9 @@ class Receiver:
         except (NatsError, TimeoutError, OSError, msgspec.DecodeError):
             return None
 
-    async def _later(self, held: Held) -> None:
-        """Give the message back for NAK_S; unanswered or not ours any more, it comes back after ACK_WAIT_S by itself."""
+    async def _later(self, held: Held, delay_ns: int = int(NAK_S * 1e9)) -> None:
+        """Give the message back for a while; unanswered or not ours any more, it comes back after ACK_WAIT_S by itself."""
         if held.ours and self._link.client is not None:
-            delay_ns = int(NAK_S * 1e9)
             await self._told_broker(held, b'-NAK {"delay": %d}' % delay_ns)
 
     async def _terminate(self, served: Served, held: Held, exc: Exception) -> None:
@@ -357,6 +362,18 @@ def _event_of(served: Served, message: Msg) -> ProvisioningEvent:
     ):
         raise ValueError("the event belongs to another subject")
     return event
+
+
+def may_have_a_copy(act_before_ms: str, stream_created_ns: int) -> bool:
+    """Whether an earlier stream may have carried this very event: its row was read before this stream was made.
+
+    Then another worker may hold a copy, first delivery like this one, and act on it until it loses it (R7). The message rests
+    until that is over, and asks then.
+    """
+    if not act_before_ms.isdecimal():
+        return False
+    row_read_ms = int(act_before_ms) - int(topology.FRESH_S * 1000)
+    return row_read_ms * 1_000_000 <= stream_created_ns
 
 
 def is_fresh(held: Held, since_ns: int, act_before_ms: str, delivery: int, stored_ns: int) -> bool:
