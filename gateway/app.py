@@ -30,6 +30,7 @@ from gateway.keys import Keys, pepper_in
 from gateway.metrics import Metrics
 from gateway.operators import Services, create_app, end_streams
 from gateway.outcomes import Outcomes
+from gateway.refusals import RefusedSignIns
 from gateway.scim_app import ScimParts, scim_app
 from gateway.store import Store
 from schemas.config import Configuration, TargetSettings, load
@@ -170,6 +171,7 @@ class Gateway:
             identity_paths=self._identity_paths,
         )
         self.keys = Keys(self.store, self._pepper(), now=time.time, clock=time.monotonic)
+        self.refused = RefusedSignIns(time.time)
         try:
             await self._serve(clock)
         finally:
@@ -311,6 +313,7 @@ class Gateway:
             ready=self._ready,
             other_spellings=self._other_spellings,
             observed=self.metrics.count_request,
+            refused=self.refused,
         )
 
     async def _other_spellings(self, target: str, user_name: str) -> list[str]:
@@ -336,6 +339,7 @@ class Gateway:
             new_id=lambda: str(ULID()),
             keys=self.keys,
             metrics=self.metrics,
+            refused=self.refused,
         )
 
     def _live_events(self) -> AsyncIterator[Mapping[str, Any]]:

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from schemas.config import Configuration, Secret, load
+from schemas.config import Configuration, Secret, TargetSettings, load
 from schemas.errors import ConfigurationError
 
 TARGET_WAIT_S = 45.0
@@ -33,6 +33,9 @@ FINDING_CHARS_MAX = 1_000
 NATS_PORT = 4222
 
 _LINE = re.compile(r"(ok|warning|error)\s+(\S+): (.*)")
+CLIENT_START = "pgs_"
+"""How the prefix of a client secret begins in the store; a key's is another."""
+_SECRETS = (("key", "key", "key"), ("oauth", "client", "client secret"))
 _RANK = {"error": 0, "warning": 1, "ok": 2}
 
 Level = Literal["ok", "warning", "error"]
@@ -189,8 +192,8 @@ def _store(config: Configuration, base: Path, targets: Sequence[str]) -> list[Fi
                     return [
                         Finding("ok", "store", f"{engine.dialect.name} answers; its tables are made at the first start")
                     ]
-                ends = connection.execute(
-                    sa.text("SELECT target, max(expires_at) FROM access_key WHERE revoked_at IS NULL GROUP BY target")
+                held = connection.execute(
+                    sa.text("SELECT target, prefix, expires_at FROM access_key WHERE revoked_at IS NULL")
                 ).all()
         finally:
             engine.dispose()
@@ -199,20 +202,37 @@ def _store(config: Configuration, base: Path, targets: Sequence[str]) -> list[Fi
     except sa.exc.SQLAlchemyError as exc:
         # the driver's own text may repeat the address with its password
         return [Finding("error", "store", f"the database cannot be used ({type(exc).__name__})")]
-    known = {str(target): float(at) for target, at in ends}
-    return [Finding("ok", "store", f"{engine.dialect.name} answers"), *_keys(known, targets, time.time())]
+    ends: dict[tuple[str, str], float] = {}
+    for target, prefix, at in held:
+        name = (str(target), "client" if str(prefix).startswith(CLIENT_START) else "key")
+        ends[name] = max(ends.get(name, 0.0), float(at))
+    found = [Finding("ok", "store", f"{engine.dialect.name} answers")]
+    for target in targets:
+        found += _secrets(target, config.targets[target], ends, time.time())
+    return found
 
 
-def _keys(ends: dict[str, float], targets: Sequence[str], now: float) -> list[Finding]:
+def _secrets(target: str, settings: TargetSettings, ends: Mapping[tuple[str, str], float], now: float) -> list[Finding]:
+    """The keys and client secrets of a target: which are missing, ended, or end soon."""
     found = []
-    for name in targets:
-        at = ends.get(name)
-        remedy = f"provgate key new {name}"
+    spare = settings.signs_in_without_secret()
+    kinds = [(kind, noun) for way, kind, noun in _SECRETS if way in settings.auth]
+    there = [kind for kind, _ in kinds if (target, kind) in ends]
+    for kind, noun in kinds:
+        at = ends.get((target, kind))
+        remedy = f"provgate {kind} new {target}"
+        where = f"targets.{target}"
         if at is None:
-            found.append(Finding("warning", f"targets.{name}", "has no key, so Entra cannot write", remedy))
+            if not spare and not there and kind == kinds[0][0]:
+                found.append(Finding("warning", where, f"has no {noun}, so Entra cannot write", remedy))
         elif at <= now:
-            found.append(Finding("error", f"targets.{name}", "its last key has ended, so Entra cannot write", remedy))
+            alone = not spare and there == [kind]
+            text = f"its last {noun} has ended" + (", so Entra cannot write" if alone else "")
+            found.append(Finding("error" if alone else "warning", where, text, remedy))
         elif at - now < KEY_WARN_DAYS * 86_400:
             days = int((at - now) // 86_400)
-            found.append(Finding("warning", f"targets.{name}", f"its last key ends in {days} days", remedy))
+            found.append(Finding("warning", where, f"its last {noun} ends in {days} days", remedy))
+    if "entra" in settings.auth and settings.entra is not None and not settings.entra.object_ids:
+        text = "takes Entra-signed tokens of every enterprise application of the tenant"
+        found.append(Finding("warning", f"targets.{target}.entra", text, "Set object_ids to the one that may."))
     return found

@@ -102,6 +102,8 @@ _dead = _group("dead", "Dead letters: list, look at, send again, give up.")
 _held = _group("held", "Changes that a safety brake holds back: list, approve.")
 _user = _group("user", "One person: what was asked, what became of it, what comes next.")
 _key = _group("key", "Access keys for Entra: make, list, revoke.")
+_client = _group("client", "Client secrets for Entra's OAuth client credentials: make, list, revoke.")
+_auth = _group("auth", "Refused sign-ins: list, and why one was refused.")
 _target = _group("target", "Targets: list, look at, pause, resume, probe.")
 
 
@@ -320,6 +322,70 @@ def revoke(
     """End a key now; it opens nothing any more within seconds."""
     answer = Api(access).post(f"/keys/{_segment(id_)}/revoke", {"reason": reason})
     _say(access, answer, f"Key {answer['id']} of {answer['target']} is revoked.")
+    return FINE
+
+
+@_client.command(
+    name="new", help_epilogue='Example:\n  provgate client new talkdesk-eu --days 730 --label "Entra, production"'
+)
+def client_new(
+    target: Annotated[str, Parameter(help="Name of the target.")],
+    /,
+    *,
+    days: Annotated[int, Parameter(help="How long it lives, 90 to 1095 days.")] = 730,
+    label: Annotated[str, Parameter(help="What you call it.")] = "",
+    access: Access = HERE,
+) -> int:
+    """Make a client secret for Entra. It is shown this once; two may live at a time, so one can be replaced without a gap."""
+    answer = Api(access).post("/clients", {"target": target, "days": days, "label": label})
+    _show(access, answer, lambda terminal: terminal.new_client(answer))
+    return FINE
+
+
+@_client.command(name="list", help_epilogue="Example:\n  provgate client list talkdesk-eu")
+def client_list(
+    target: Annotated[str | None, Parameter(help="Only this target.")] = None, /, *, access: Access = HERE
+) -> int:
+    """The client secrets, when they end and when they were last used."""
+    answer = Api(access).get("/clients", target=target)
+    _show(access, answer, lambda terminal: terminal.clients(answer, answer["at"]))
+    return FINE
+
+
+@_client.command(name="revoke", help_epilogue="Example:\n  provgate client revoke 4fGh2kQ9aB")
+def client_revoke(
+    id_: Annotated[str, Parameter(help="Id of the client secret, see: provgate client list")],
+    /,
+    *,
+    reason: Annotated[str, Parameter(help="Why, for the record.")] = "",
+    access: Access = HERE,
+) -> int:
+    """End a client secret and all tokens bought with it; they open nothing any more within seconds."""
+    answer = Api(access).post(f"/clients/{_segment(id_)}/revoke", {"reason": reason})
+    _say(access, answer, f"Client secret {answer['id']} of {answer['target']} is revoked, and its tokens with it.")
+    return FINE
+
+
+@_auth.command(name="list", help_epilogue="Example:\n  provgate auth list --target talkdesk-eu")
+def auth_list(
+    *,
+    target: Annotated[str | None, Parameter(help="Only this target; `unknown` for those that are none.")] = None,
+    limit: Annotated[int, Parameter(help=f"How many to list, at most {PAGE_MAX}.")] = 20,
+    access: Access = HERE,
+) -> int:
+    """The latest refused sign-ins."""
+    answer = Api(access).get("/auth/refusals", target=target, limit=limit)
+    _show(access, answer, lambda terminal: terminal.refusals(answer, answer["at"]))
+    return FINE
+
+
+@_auth.command(help_epilogue="Example:\n  provgate auth explain 5f0c6e1d9ab2c3d4")
+def explain(
+    id_: Annotated[str, Parameter(help="The id in the 401 that Entra shows.")], /, *, access: Access = HERE
+) -> int:
+    """Why a sign-in was refused: every check with what was expected and what came."""
+    answer = Api(access).get(f"/auth/refusals/{_segment(id_)}")
+    _show(access, answer, lambda terminal: terminal.refusal(answer, time.time()))
     return FINE
 
 

@@ -111,8 +111,18 @@ def problems_of(
     key_days_left: int | None,
     keys_known: bool,
     now: float,
+    *,
+    client_days_left: int | None = None,
+    clients_known: bool = False,
+    other_ways: bool = False,
 ) -> list[Problem]:
-    """Everything a person should know about a target, worst first; empty when it works."""
+    """Everything a person should know about a target, worst first; empty when it works.
+
+    Args:
+        key_days_left: days until the last access key ends; `client_days_left` the same of the last client secret.
+        keys_known: whether access keys are a way to sign in at this target; `clients_known` the same of client secrets.
+        other_ways: whether Entra can also sign in without either.
+    """
     found: list[Problem] = []
     if not served.workers:
         why = f" ({served.problems[0]})" if served.problems else ""
@@ -153,20 +163,29 @@ def problems_of(
     if dead:
         what = counted(dead, "dead letter")
         found.append(Problem("dead", False, f"has {what}", f"provgate dead list --target {name}"))
-    found += _key_problems(name, key_days_left, keys_known)
+    both = keys_known and clients_known
+    if keys_known:
+        spare = other_ways or (both and client_days_left is not None)
+        found += _key_problems("key", "key", name, key_days_left, spare)
+    if clients_known:
+        spare = other_ways or both  # without keys either, that is said of the keys
+        found += _key_problems("client", "client secret", name, client_days_left, spare)
     return sorted(found, key=lambda problem: not problem.red)
 
 
-def _key_problems(name: str, days_left: int | None, known: bool) -> list[Problem]:
-    if not known or (days_left is not None and days_left > KEY_WARN_DAYS):
-        return []
+def _key_problems(command: str, noun: str, name: str, days_left: int | None, spare: bool) -> list[Problem]:
+    """What is to be said of the keys or client secrets of a target; `spare`: Entra can do without."""
     if days_left is None:
-        phrase = "has no key, so Entra cannot write"
+        if spare:
+            return []
+        phrase = f"has no {noun}, so Entra cannot write"
+    elif days_left > KEY_WARN_DAYS:
+        return []
     elif days_left < 0:
-        phrase = f"has a key that ended {counted(-days_left, 'day')} ago"
+        phrase = f"has a {noun} that ended {counted(-days_left, 'day')} ago"
     else:
-        phrase = f"has a key that ends in {counted(days_left, 'day')}"
-    return [Problem("key", False, phrase, f"provgate key new {name}")]
+        phrase = f"has a {noun} that ends in {counted(days_left, 'day')}"
+    return [Problem(command, False, phrase, f"provgate {command} new {name}")]
 
 
 def light_of(problems: Sequence[Problem], *, enabled: bool) -> Light:

@@ -21,6 +21,7 @@ from typing import Literal, TypeAlias
 from msgspec import Struct
 
 from gateway.records import KeyRecord
+from gateway.refusals import Check, CheckVerdict, shown_time
 from gateway.store import Store, Transaction
 
 PREFIX = "pg"
@@ -76,6 +77,10 @@ def kind_of(row: KeyRecord) -> Kind:
 def is_live(row: KeyRecord, now: float) -> bool:
     """Whether a key opens anything at this moment (epoch seconds)."""
     return row.revoked_at is None and now < row.expires_at
+
+
+def _verdict(passed: bool) -> CheckVerdict:
+    return "passed" if passed else "failed"
 
 
 class NewKey(Struct, frozen=True):
@@ -249,6 +254,34 @@ class Keys:
         """
         row = (await self._rows(target)).get(key_id)
         return row if row is not None and kind_of(row) == kind else None
+
+    async def explained(self, target: str, text: str, kind: Kind = "key") -> list[Check]:
+        """The questions behind `check`, for the operator: ids and times, never the text.
+
+        Args:
+            target: a configured target.
+
+        Raises:
+            StoreError: the keys cannot be read.
+        """
+        words = _WORDS[kind]
+        key_id = key_id_of(text, words.prefix)
+        form = f"a {words.noun}, {words.prefix}_..., whole"
+        if key_id is None:
+            return [Check("form", form, f"{len(text):,} characters that are none", "failed")]
+        checks = [Check("form", form, "one", "passed")]
+        row = await self.known(target, key_id, kind)
+        if row is None:
+            return [*checks, Check("id", f"a {words.noun} of {target}", f"{key_id}, which is none", "failed")]
+        checks.append(Check("id", f"a {words.noun} of {target}", key_id, "passed"))
+        right = hmac.compare_digest(row.hash, digest(self._pepper, text))
+        checks.append(Check("secret", "the right one", "the right one" if right else "another", _verdict(right)))
+        now = self._now()
+        ended = row.revoked_at is not None
+        at = f"revoked at {shown_time(row.revoked_at)}" if ended else "not revoked"
+        checks.append(Check("revoked", "not revoked", at, _verdict(not ended)))
+        until = f"ends at {shown_time(row.expires_at)}"
+        return [*checks, Check("expiry", f"an end after {shown_time(now)}", until, _verdict(now < row.expires_at))]
 
     def _note_use(self, row: KeyRecord, now: float) -> None:
         written = self._use_written.get(row.id) or row.last_used_at or 0.0

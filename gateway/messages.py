@@ -179,12 +179,14 @@ def mutability(attribute: str, problem: str, remedy: str = "") -> ScimError:
     return ScimError(400, _sentences(f"{attribute} {problem}", remedy), "mutability")
 
 
-def unauthorized(realm: str = "scim") -> ScimError:
-    """401, the same for every reason (the reason goes to the operator)."""
+def unauthorized(refusal_id: str = "", realm: str = "scim") -> ScimError:
+    """401, the same for every reason; the operator finds the reason under the id."""
+    detail = "The credentials are not accepted here. Enter a valid secret token in the provisioning settings."
     return ScimError(
         401,
-        "The credentials are not accepted here. Enter a valid secret token in the provisioning settings.",
+        f"{detail} The operator of the gateway finds the reason under {refusal_id}." if refusal_id else detail,
         headers={"WWW-Authenticate": f'Bearer realm="{realm}"'},
+        extra={"errorId": refusal_id} if refusal_id else {},
     )
 
 

@@ -13,6 +13,7 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
@@ -25,15 +26,16 @@ from litestar.exceptions import HTTPException, NotFoundException
 from litestar.handlers.base import BaseRouteHandler
 from litestar.params import FromPath, FromQuery, RawBody, SkipValidation
 from litestar.response import Stream
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from gateway import explanations as explain
 from gateway import views
 from gateway.dispatch import Clock, Dispatcher
-from gateway.keys import DAYS_DEFAULT, KeyProblem, Keys
+from gateway.keys import CLIENT_DAYS_DEFAULT, DAYS_DEFAULT, KeyProblem, Keys, Kind, kind_of
 from gateway.ledger import NO_KEYS, Ledger, apply_effects
 from gateway.lifecycle import InvariantBroken, Row, discard, redrive
 from gateway.metrics import CONTENT_TYPE, Metrics, TargetGauges
+from gateway.refusals import RefusedSignIn, RefusedSignIns
 from gateway.store import Reader, Store
 from gateway.visibility import shown_keys
 from gateway.writer import StoreError
@@ -73,6 +75,7 @@ class Services(Struct, kw_only=True):
         live_events: a new feed of events and outcomes as plain data; see LIVE_FIELDS for what gets through.
         public_url: how Entra reaches this gateway, e.g. `https://provgate.example.com`; for Tenant URLs.
         new_id: ids of new generations (ULIDs).
+        refused: what the SCIM listener of this process refused, and why.
         hosts: further host names under which this listener is reached; addresses and `localhost` always are.
     """
 
@@ -87,6 +90,7 @@ class Services(Struct, kw_only=True):
     new_id: Callable[[], str]
     keys: Keys
     metrics: Metrics
+    refused: RefusedSignIns = field(default_factory=lambda: RefusedSignIns(time.time))
     hosts: tuple[str, ...] = ()
 
 
@@ -148,6 +152,14 @@ class KeyOrder(Struct, frozen=True, forbid_unknown_fields=True):
 
     target: str
     days: int = DAYS_DEFAULT
+    label: Annotated[str, Meta(max_length=100)] = ""
+
+
+class ClientOrder(Struct, frozen=True, forbid_unknown_fields=True):
+    """Make a client secret."""
+
+    target: str
+    days: int = CLIENT_DAYS_DEFAULT
     label: Annotated[str, Meta(max_length=100)] = ""
 
 
@@ -581,10 +593,10 @@ async def find_resources(services: Given, body: RawBody) -> views.FoundView:
 async def list_keys(
     services: Given, target: FromQuery[str | None] = None, limit: FromQuery[int] = LIST_MAX
 ) -> views.KeysView:
-    """The keys of one target or of all, newest first."""
+    """The keys of one target or of all, oldest first."""
     most = _limit(limit)
     now = services.clock.now()
-    rows = await services.keys.listed(_known(services, target) if target is not None else None)
+    rows = await services.keys.listed(_known(services, target) if target is not None else None, "key")
     return views.KeysView(now, len(rows), tuple(views.key_view(row, now) for row in rows[:most]))
 
 
@@ -609,21 +621,94 @@ async def new_key(services: Given, body: RawBody) -> views.NewKeyView:
 @post("/keys/{key_id:str}/revoke", status_code=200)
 async def revoke_key(services: Given, key_id: FromPath[str], body: RawBody) -> views.KeyView:
     """End a key now."""
-    order = _order(body, ReasonOrder)
-    held = await services.store.read_slow(lambda reader: [key for key in reader.keys(None) if key.id == key_id])
-    if not held:
-        raise OperatorError(404, "There is no key with this id; see: provgate key list")
+    return await _revoke(services, key_id, _order(body, ReasonOrder).reason, "key")
+
+
+async def _revoke(services: Services, key_id: str, reason: str, kind: Kind) -> views.KeyView:
+    held = [row for row in await services.store.read_slow(lambda reader: reader.keys(None)) if row.id == key_id]
+    if not held or kind_of(held[0]) != kind:
+        what = "key" if kind == "key" else "client secret"
+        raise OperatorError(404, f"There is no {what} with this id; see: provgate {kind} list")
     await services.keys.revoke(held[0].target, key_id, actor=ACTOR)
     now = services.clock.now()
-    if order.reason:
+    if reason:
 
         def job(ledger: Ledger) -> None:
-            detail = {"reason": order.reason}
-            ledger.audit(at=now, actor=ACTOR, action="key.reason", target=held[0].target, subject=key_id, detail=detail)
+            ledger.audit(
+                at=now,
+                actor=ACTOR,
+                action=f"{kind}.reason",
+                target=held[0].target,
+                subject=key_id,
+                detail={"reason": reason},
+            )
 
         await services.store.run(job)
     rows = [row for row in await services.keys.listed(held[0].target) if row.id == key_id]
     return views.key_view(rows[0], now)
+
+
+# ---- client secrets, refused sign-ins
+
+
+@get("/clients")
+async def list_clients(
+    services: Given, target: FromQuery[str | None] = None, limit: FromQuery[int] = LIST_MAX
+) -> views.ClientsView:
+    """The client secrets of one target or of all, oldest first."""
+    most = _limit(limit)
+    now = services.clock.now()
+    rows = await services.keys.listed(_known(services, target) if target is not None else None, "client")
+    return views.ClientsView(now, len(rows), tuple(views.key_view(row, now) for row in rows[:most]))
+
+
+@post("/clients", status_code=201)
+async def new_client(services: Given, body: RawBody) -> views.NewClientView:
+    """Make a client secret; its text is in this answer and nowhere else."""
+    order = _order(body, ClientOrder)
+    target = _known(services, order.target)
+    if "oauth" not in services.targets()[target].auth:
+        raise OperatorError(409, f'{target} takes no client secrets; add "oauth" to targets.{target}.auth first.')
+    try:
+        made = await services.keys.issue(target, days=order.days, label=order.label, actor=ACTOR, kind="client")
+    except KeyProblem as exc:
+        raise OperatorError(409, str(exc)) from None
+    around = _around(services)
+    return views.NewClientView(
+        id=made.row.id,
+        target=target,
+        client_id=target,
+        client_secret=made.text,
+        token_endpoint=around.token_endpoint(target),
+        tenant_url=around.tenant_url(target),
+        expires_at=made.row.expires_at,
+    )
+
+
+@post("/clients/{key_id:str}/revoke", status_code=200)
+async def revoke_client(services: Given, key_id: FromPath[str], body: RawBody) -> views.KeyView:
+    """End a client secret now, and every token that was bought with it."""
+    return await _revoke(services, key_id, _order(body, ReasonOrder).reason, "client")
+
+
+@get("/auth/refusals")
+async def list_refusals(
+    services: Given, target: FromQuery[str | None] = None, limit: FromQuery[int] = LIST_DEFAULT
+) -> views.RefusalsView:
+    """The latest refused sign-ins at this gateway, with every check."""
+    return views.RefusalsView(services.clock.now(), tuple(services.refused.listed(target, _limit(limit))))
+
+
+@get("/auth/refusals/{refusal_id:str}")
+async def show_refusal(services: Given, refusal_id: FromPath[str]) -> RefusedSignIn:
+    """One refused sign-in, by the id that the caller was given."""
+    refused = services.refused.find(refusal_id)
+    if refused is None:
+        raise OperatorError(
+            404,
+            "This gateway knows of no such refusal. The latest are kept, until it restarts; the log keeps the cause of all.",
+        )
+    return refused
 
 
 # ---- audit, live events, metrics
@@ -835,6 +920,11 @@ def create_app(services: Services) -> Litestar:
             list_keys,
             new_key,
             revoke_key,
+            list_clients,
+            new_client,
+            revoke_client,
+            list_refusals,
+            show_refusal,
             list_audit,
             stream_events,
         ],

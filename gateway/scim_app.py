@@ -18,11 +18,13 @@ from litestar.enums import HttpMethod, ScopeType
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
-from msgspec import Struct
+from msgspec import Struct, field
 
 from gateway.auth import Authenticator, Buckets
 from gateway.discovery import Discovery
 from gateway.endpoints import Call, Everything, Groups, NoGroups, OtherSpellings, Reply, Resources, Users
+from gateway.entra_keys import KeySets
+from gateway.entra_tokens import EntraTokens
 from gateway.intake import Intake
 from gateway.keys import Keys
 from gateway.messages import (
@@ -34,6 +36,8 @@ from gateway.messages import (
     unavailable,
     unsupported_media_type,
 )
+from gateway.oauth import AccessTokens, TokenEndpoint, TokenRequest
+from gateway.refusals import RefusedSignIns
 from gateway.store import Store
 from gateway.writer import StoreError
 from schemas.config import LimitSettings, TargetSettings
@@ -69,7 +73,10 @@ class ScimParts(Struct, kw_only=True):
         ready: whether requests can be served (readiness probe).
         other_spellings: see `gateway/endpoints.py`.
         observed: is told target, operation and status of every SCIM request (metrics).
+        key_sets: the keys Entra signs tokens with.
+        refused: where refused sign-ins are explained to operators.
         clock: monotonic seconds.
+        now: epoch seconds.
     """
 
     store: Store
@@ -82,7 +89,10 @@ class ScimParts(Struct, kw_only=True):
     ready: Callable[[], Awaitable[bool]] = _always_ready
     other_spellings: OtherSpellings | None = None
     observed: Callable[[str, str, int], None] = lambda target, op, status: None
+    key_sets: KeySets = field(default_factory=KeySets)
+    refused: RefusedSignIns = field(default_factory=lambda: RefusedSignIns(time.time))
     clock: Callable[[], float] = time.monotonic
+    now: Callable[[], float] = time.time
 
 
 def limits_of(settings: LimitSettings) -> Limits:
@@ -139,6 +149,10 @@ class HttpCall:
         media_type = (self.header(b"content-type") or "").partition(";")[0].strip().lower()
         if media_type not in _MEDIA_TYPES:
             raise unsupported_media_type()
+        return await self.content(bytes_max)
+
+    async def content(self, bytes_max: int) -> bytes:
+        """The whole body, of whatever type; otherwise as `body`."""
         announced = self.header(b"content-length")
         if announced is not None:
             if not (announced.isascii() and announced.isdigit()):
@@ -399,7 +413,13 @@ class Edge:
         self._targets = parts.targets
         self._observed = parts.observed
         self._clock = parts.clock
-        self._auth = Authenticator(parts.keys, parts.targets)
+        self._public_url = parts.public_url.rstrip("/")
+        entra = EntraTokens(parts.key_sets, parts.now)
+        tokens = AccessTokens(parts.keys, parts.now)
+        self._auth = Authenticator(parts.keys, entra, tokens, parts.targets, parts.refused)
+        self._token_endpoint = TokenEndpoint(
+            parts.store, parts.keys, tokens, entra, parts.targets, parts.refused, parts.now
+        )
         self._per_source = Buckets(parts.limits.requests_per_s_per_source, parts.clock)
         self._per_target = Buckets(parts.limits.requests_per_s_per_target, parts.clock)
         self._in_work = 0
@@ -419,7 +439,7 @@ class Edge:
                 status = message["status"]
             await send(message)
 
-        target = segments[2] if len(segments) > 2 else ""
+        target = segments[1] if _is_token_endpoint(segments) else segments[2] if len(segments) > 2 else ""
         self._in_work += 1
         try:
             await self._serve(scope, receive, sending, segments, target)
@@ -450,9 +470,19 @@ class Edge:
         self._check_size(scope)
         client = scope.get("client")
         self._per_source.take(client[0] if client else "")
+        if _is_token_endpoint(segments):
+            await self._token(scope, receive, send, target)
+            return
         await self._auth.admit(target if segments[:2] == ["scim", "v2"] else "", scope["headers"])
         self._per_target.take(target)
         await self._inner(_as_get(scope), receive, send)
+
+    async def _token(self, scope: HTTPScope, receive: Receive, send: Send, target: str) -> None:
+        """The one address that is not SCIM: who comes here has no token yet."""
+        call = HttpCall({**scope, "path_params": {"target": target}}, receive, self._limits, self._public_url)
+        request = TokenRequest(scope["method"], scope["query_string"], scope["headers"], call.content)
+        reply = await self._token_endpoint.answer(target, request)
+        await Sent(reply.status, reply.body, reply.headers, b"application/json")(scope, receive, send)
 
     def _check_size(self, scope: HTTPScope) -> None:
         url_bytes = len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"])
@@ -479,6 +509,8 @@ class Edge:
         name = self._name(target)
         kind = segments[3] if len(segments) > 3 and segments[3] in _KINDS else "other"
         path = f"{PREFIX}/{{target}}/{kind}/{{id}}" if len(segments) > 4 else f"{PREFIX}/{{target}}/{kind}"
+        if _is_token_endpoint(segments):
+            kind, path = "token", "/oauth2/{target}/token"
         method = method if method in _METHODS else "other"  # anything may stand there, and it becomes a label
         self._observed(name, f"{method} {kind}", status)
         settings = self._targets().get(target)
@@ -486,6 +518,10 @@ class Edge:
             return
         ms = round((self._clock() - started) * 1000, 2)
         log.info("scim.request", method=method, path=path, target=name, status=status, ms=ms)
+
+
+def _is_token_endpoint(segments: list[str]) -> bool:
+    return len(segments) == 3 and segments[0] == "oauth2" and segments[2] == "token"
 
 
 def _as_get(scope: HTTPScope) -> HTTPScope:

@@ -17,6 +17,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from gateway.lifecycle import TargetRow
 from gateway.records import AttemptRecord, EventRecord
 from gateway.tables import (
+    ASSERTION,
     ATTEMPT,
     AUDIT,
     EVENT,
@@ -282,6 +283,10 @@ class Statements:
         )
         clauses["keys"] = sa.select(KEY).where(k.target == _p("target")).order_by(k.created_at, k.id)
         clauses["all_keys"] = sa.select(KEY).order_by(k.target, k.created_at, k.id)
+
+        clauses["use_assertion"] = self._insert_new(ASSERTION, "id", sa.literal_column("1"))
+        self._columns["use_assertion"] = _names(ASSERTION)
+        clauses["forget_assertions"] = sa.delete(ASSERTION).where(ASSERTION.c.expires_at < _p("now", sa.Float))
 
         # what only readers ask
         visible = r.visible == sa.true()

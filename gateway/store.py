@@ -635,6 +635,11 @@ class Transaction(protocol.Ledger):
         """Keys of one target or of all, also expired and revoked ones, oldest first."""
         return _keys_of(self._db, target)
 
+    def use_assertion(self, name: str, expires_at: float, now: float) -> bool:
+        """Remember that an assertion was used; False when it was before. Those that ended are forgotten."""
+        self._db.do("forget_assertions", now=now)
+        return self._db.insert("use_assertion", id=name, expires_at=expires_at) is not None
+
     # ---- retention
 
     def purge(

@@ -19,7 +19,7 @@ from gateway.visibility import is_visible
 from schemas.events import Reason
 from schemas.states import Change, State
 
-SCHEMA = "0003"
+SCHEMA = "0004"
 """The newest migration; older stores are brought up to it at start, newer ones are refused."""
 
 _Sequence = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
@@ -273,6 +273,16 @@ class Key(_Table, table=True):
     last_used_at: float | None
 
 
+class UsedAssertion(_Table, table=True):
+    """An assertion of Entra's that was exchanged for a token; remembered until it ends, so that it counts once."""
+
+    __tablename__ = "used_assertion"
+    __table_args__ = (sa.Index("ix_used_assertion_expires_at", "expires_at"),)
+
+    id: str = Field(primary_key=True)
+    expires_at: float
+
+
 class Audit(_Table, table=True):
     """What operators and the system did; each entry carries the hash of the one before it."""
 
@@ -293,9 +303,20 @@ class Audit(_Table, table=True):
 
 
 METADATA = _Table.metadata
-RESOURCE, IDENTITY, MEMBERSHIP, EVENT, ATTEMPT, TARGET, STREAM, KEY, AUDIT = (
+RESOURCE, IDENTITY, MEMBERSHIP, EVENT, ATTEMPT, TARGET, STREAM, KEY, ASSERTION, AUDIT = (
     METADATA.tables[name]
-    for name in ("resource", "identity", "membership", "event", "attempt", "target", "stream", "access_key", "audit")
+    for name in (
+        "resource",
+        "identity",
+        "membership",
+        "event",
+        "attempt",
+        "target",
+        "stream",
+        "access_key",
+        "used_assertion",
+        "audit",
+    )
 )
 
 # ---- rows to columns and back

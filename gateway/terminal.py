@@ -174,6 +174,7 @@ def target(view: Mapping[str, Any], now: float) -> RenderableType:
         ("In flight", view["in_flight"]),
         ("Resources", ", ".join(f"{count:,} {state}" for state, count in view["states"].items() if count) or "none"),
         ("Oldest waiting", "-" if view["oldest_waiting_s"] is None else duration(view["oldest_waiting_s"])),
+        ("Signs in by", ", ".join(view["auth"])),
         ("Key", "none" if view["key_days_left"] is None else f"ends in {counted(view['key_days_left'], 'day')}"),
     ]
     for name, value in facts:
@@ -319,10 +320,19 @@ def _step(step: Mapping[str, Any]) -> str:
 
 def keys(answer: Mapping[str, Any], now: float) -> RenderableType:
     """The keys of all targets; never a key itself."""
-    if not answer["keys"]:
-        return plain("No key; make one with: provgate key new TARGET")
+    return _key_table(answer["keys"], "No key; make one with: provgate key new TARGET", now)
+
+
+def clients(answer: Mapping[str, Any], now: float) -> RenderableType:
+    """The client secrets of all targets; never a secret itself."""
+    return _key_table(answer["clients"], "No client secret; make one with: provgate client new TARGET", now)
+
+
+def _key_table(rows: Sequence[Mapping[str, Any]], empty: str, now: float) -> RenderableType:
+    if not rows:
+        return plain(empty)
     table = _table("Id", "Target", "Label", "State", "Made", "Ends", "Last used")
-    for key in answer["keys"]:
+    for key in rows:
         state = key["state"]
         style = "green" if state == "live" else "bright_black"
         _row(
@@ -336,6 +346,42 @@ def keys(answer: Mapping[str, Any], now: float) -> RenderableType:
             ago(key["last_used_at"], now),
         )
     return table
+
+
+def new_client(answer: Mapping[str, Any]) -> RenderableType:
+    """The client secret, once, with everything else Entra asks for, each on a line of its own."""
+    return Group(
+        plain(f"A client secret for {answer['target']}, shown this once; it ends {moment(answer['expires_at'])[:10]}."),
+        plain("Enter these in Entra under Provisioning > Admin Credentials, OAuth2 client credentials:\n"),
+        Text.assemble("  Tenant URL         ", plain(answer["tenant_url"], "bold")),
+        Text.assemble("  Token Endpoint     ", plain(answer["token_endpoint"], "bold")),
+        Text.assemble("  Client Identifier  ", plain(answer["client_id"], "bold")),
+        Text.assemble("  Client Secret      ", plain(answer["client_secret"], "bold")),
+    )
+
+
+_CHECK_STYLES = {"passed": "green", "failed": "bold red"}
+
+
+def refusals(answer: Mapping[str, Any], now: float) -> RenderableType:
+    """The latest refused sign-ins, one a line."""
+    if not answer["refusals"]:
+        return plain("No sign-in was refused since this gateway started.")
+    table = _table("Id", "When", "Target", "Where", "Cause")
+    for refused in answer["refusals"]:
+        _row(table, refused["id"], ago(refused["at"], now), refused["target"], refused["place"], refused["cause"])
+    return table
+
+
+def refusal(answer: Mapping[str, Any], now: float) -> RenderableType:
+    """One refused sign-in, check by check."""
+    table = _table("Check", "Expected", "Received", "")
+    for check in answer["checks"]:
+        style = _CHECK_STYLES.get(check["verdict"], "bright_black")
+        _row(table, check["name"], check["expected"], check["received"], Text(check["verdict"], style=style))
+    where = "the token endpoint" if answer["place"] == "token" else "the Tenant URL"
+    when = ago(answer["at"], now)
+    return Group(plain(f"Refused {when} at {where} of {answer['target']}: {answer['cause']}.\n"), table)
 
 
 def new_key(answer: Mapping[str, Any]) -> RenderableType:

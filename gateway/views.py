@@ -13,9 +13,10 @@ import msgspec
 from msgspec import Struct
 
 from gateway import explanations as explain
-from gateway.keys import DAY_S, is_live
+from gateway.keys import DAY_S, Kind, is_live, kind_of
 from gateway.lifecycle import Row
 from gateway.records import AttemptRecord, AuditRecord, DeadCause, EventRecord, KeyRecord
+from gateway.refusals import RefusedSignIn
 from gateway.store import Reader
 from schemas.config import TargetSettings
 from schemas.states import WAITING, Circuit, State
@@ -43,6 +44,10 @@ class Surroundings(Struct, frozen=True, kw_only=True):
     def tenant_url(self, target: str) -> str:
         """What the Entra admin enters."""
         return f"{self.public_url.rstrip('/')}/scim/v2/{target}"
+
+    def token_endpoint(self, target: str) -> str:
+        """What the Entra admin enters beside it for client credentials."""
+        return f"{self.public_url.rstrip('/')}/oauth2/{target}/token"
 
     def served(self, target: str) -> explain.Served:
         """Which workers serve a target."""
@@ -109,7 +114,9 @@ class TargetView(Struct, frozen=True, kw_only=True):
     states: dict[str, int]
     oldest_waiting_s: float | None
     last_outcome: LastOutcome | None
+    auth: tuple[str, ...]
     key_days_left: int | None
+    client_days_left: int | None
     tenant_url: str
 
 
@@ -285,7 +292,7 @@ class KeyView(Struct, frozen=True, kw_only=True):
 
 
 class KeysView(Struct, frozen=True):
-    """Keys, newest first."""
+    """Keys, oldest first."""
 
     at: float
     total: int
@@ -300,6 +307,33 @@ class NewKeyView(Struct, frozen=True, kw_only=True):
     key: str
     tenant_url: str
     expires_at: float
+
+
+class NewClientView(Struct, frozen=True, kw_only=True):
+    """A client secret that was just made, and everything else Entra asks for: the only answer that holds its text."""
+
+    id: str
+    target: str
+    client_id: str
+    client_secret: str
+    token_endpoint: str
+    tenant_url: str
+    expires_at: float
+
+
+class ClientsView(Struct, frozen=True):
+    """Client secrets, oldest first; `client_id` of each is its target's name."""
+
+    at: float
+    total: int
+    clients: tuple[KeyView, ...]
+
+
+class RefusalsView(Struct, frozen=True):
+    """Refused sign-ins, newest first."""
+
+    at: float
+    refusals: tuple[RefusedSignIn, ...]
 
 
 class TargetMoved(Struct, frozen=True):
@@ -344,11 +378,23 @@ def target_view(around: Surroundings, reader: Reader, name: str) -> TargetView:
     runtime = reader.target(name).row
     states = {state.value: count for state, count in reader.counts(name).items()}
     oldest = reader.oldest_waiting(name)
-    days_left = _key_days_left(reader.keys(name), now)
+    keys = reader.keys(name)
+    days_left, client_days_left = _days_left(keys, "key", now), _days_left(keys, "client", now)
     served = around.served(name)
     problems: list[explain.Problem] = []
     if settings.enabled:
-        problems = explain.problems_of(name, runtime, served, states, days_left, "key" in settings.auth, now)
+        problems = explain.problems_of(
+            name,
+            runtime,
+            served,
+            states,
+            days_left,
+            "key" in settings.auth,
+            now,
+            client_days_left=client_days_left,
+            clients_known="oauth" in settings.auth,
+            other_ways=settings.signs_in_without_secret(),
+        )
     closed = runtime.circuit is Circuit.CLOSED
     last = around.last_outcome(name)
     return TargetView(
@@ -380,14 +426,16 @@ def target_view(around: Surroundings, reader: Reader, name: str) -> TargetView:
         states=states,
         oldest_waiting_s=None if oldest is None else max(0.0, now - oldest),
         last_outcome=LastOutcome(*last) if last is not None else None,
+        auth=settings.auth,
         key_days_left=days_left,
+        client_days_left=client_days_left,
         tenant_url=around.tenant_url(name),
     )
 
 
-def _key_days_left(keys: Sequence[KeyRecord], now: float) -> int | None:
-    """Days until the last key ends; negative when it has; None when there is none."""
-    ends = [key.expires_at for key in keys if key.revoked_at is None]
+def _days_left(keys: Sequence[KeyRecord], kind: Kind, now: float) -> int | None:
+    """Days until the last key or client secret ends; negative when it has; None when there is none."""
+    ends = [key.expires_at for key in keys if key.revoked_at is None and kind_of(key) == kind]
     return math.floor((max(ends) - now) / DAY_S) if ends else None
 
 

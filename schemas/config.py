@@ -259,6 +259,7 @@ class Federation(Struct, frozen=True, kw_only=True):
         tenant: the directory (tenant) id.
         app_id: application id of the workload identity; the assertion is for it, with or without `api://`.
         subjects: what `sub` may be: the object Entra shows as Subject.
+        callers: application ids (`appid`, `azp`) that may sign in; `app_id` itself when empty.
         object_ids: object ids (`oid`) that may sign in; all when empty.
         replay: whether an assertion that was used may be used again before it expires.
     """
@@ -266,6 +267,7 @@ class Federation(Struct, frozen=True, kw_only=True):
     tenant: Guid
     app_id: Guid
     subjects: SomeGuids
+    callers: Guids = ()
     object_ids: Guids = ()
     cloud: CloudName = "public"
     custom: EntraCloud | None = None
@@ -322,6 +324,10 @@ class TargetSettings(Struct, frozen=True, kw_only=True):
             found.append(("entra", "missing; auth names it, and it says whose tokens are taken (tenant)"))
         if found:
             raise Mistakes(found)
+
+    def signs_in_without_secret(self) -> bool:
+        """Whether Entra can sign in although neither a key nor a client secret was ever made."""
+        return "entra" in self.auth or ("oauth" in self.auth and self.oauth.federation is not None)
 
 
 class Configuration(Struct, frozen=True, kw_only=True):

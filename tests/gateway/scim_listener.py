@@ -332,6 +332,7 @@ async def listening(
     limits: LimitSettings | None = None,
     answer_wait_s: float = 4.0,
     store: Store | None = None,
+    targets: dict[str, TargetSettings] | None = None,
     shelf: Shelf | None = None,
     **parts: Any,
 ) -> AsyncIterator[Listener]:
@@ -339,6 +340,7 @@ async def listening(
 
     Args:
         shelf: the product behind both targets; one without groups when None.
+        targets: settings by name; without, ALPHA and BETA as they come.
         parts: further fields of `ScimParts`.
     """
     own = store is None
@@ -351,7 +353,7 @@ async def listening(
         task.add_done_callback(tasks.discard)
 
     clock = WallClock()
-    settings = {ALPHA: TargetSettings(connector="shelf"), BETA: TargetSettings(connector="shelf")}
+    settings = targets or {ALPHA: TargetSettings(connector="shelf"), BETA: TargetSettings(connector="shelf")}
     waiters = Waiters()
     shelf = shelf or Shelf()
     bus = InstantBus(shelf, spawn)
