@@ -25,7 +25,7 @@ async def test_the_demo_applies_a_first_cycle_ends_without_a_trace_and_keeps_wha
     try:
         await asyncio.to_thread(first.start)
         ready = first.ready
-        assert set(ready["targets"]) == set(TARGETS)
+        assert set(ready["targets"]) >= set(TARGETS)
         assert set(ready["pids"]) >= {"gateway", "worker", "nats-server"}
         async with a_session() as session:
 
@@ -37,7 +37,7 @@ async def test_the_demo_applies_a_first_cycle_ends_without_a_trace_and_keeps_wha
                 seen = await first.target(session, target)
                 assert seen["states"] == {"applied": PEOPLE}, seen
             accounts = {name: await first.product(session, name).users() for name in ready["emulators"]}
-        assert {name: len(users) for name, users in accounts.items()} == {"telemessage": PEOPLE, "talkdesk": PEOPLE}
+        assert [len(accounts[name]) for name in ("telemessage", "talkdesk")] == [PEOPLE, PEOPLE]
         for entry in ready["targets"].values():
             assert entry["tenant_url"] in first.said()
             assert entry["token"] not in first.said()

@@ -145,7 +145,10 @@ async def converged(installed: Installation, session: Any) -> list[dict[str, Any
     try:
         await eventually(nothing_waits, CONVERGE_MAX_S, "everything is applied", every_s=0.25)
     except AssertionError:
-        print([t["states"] for t in last["targets"]], last["waiting"])
+        print("bus connected:", last["bus_connected"], [(t["states"], t["workers"]) for t in last["targets"]])
+        print(last["waiting"])
+        for path in (installed.data / "logs").glob("*.log"):
+            print(f"{path.name}:", *path.read_text(errors="replace").splitlines()[-15:], sep="\n  ")
         raise
     return list((await installed.api(session, "GET", "/dead"))["items"])
 
