@@ -174,7 +174,7 @@ async def test_R6_a_dropped_delivery_is_acknowledged_without_any_call(
     gateway.go = False
     await start_worker()
 
-    await gateway.send("r1", act_before_s=-1)
+    await gateway.send("r1", act_before_s=None)
 
     await until(lambda: gateway.asked)
     await until(gateway.acknowledged)
@@ -189,7 +189,7 @@ async def test_R6_without_an_answer_nothing_is_done_and_the_event_comes_back(
     gateway.go = None
     await start_worker()
 
-    await gateway.send("r1", act_before_s=-1)
+    await gateway.send("r1", act_before_s=None)
     await until(lambda: len(gateway.asked) == 1)
     assert shelf.journal == []
     assert not await gateway.acknowledged()
