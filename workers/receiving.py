@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -148,7 +149,7 @@ class Receiver:
             await self._terminate(served, held, exc)
             return
         act_before_ms = (message.headers or {}).get(ACT_BEFORE_HEADER, "")
-        older_stream = may_have_a_copy(act_before_ms, pulls.stream_created_ns)
+        older_stream = may_have_a_copy(event.recorded_at, pulls.stream_created_ns)
         if older_stream or not is_fresh(held, pulls.fresh_from_ns, act_before_ms, delivery, stored_ns):
             reached("W2")
             rest_ns = stored_ns + int(topology.REST_S * 1e9) - pulls.broker_now_ns
@@ -364,16 +365,20 @@ def _event_of(served: Served, message: Msg) -> ProvisioningEvent:
     return event
 
 
-def may_have_a_copy(act_before_ms: str, stream_created_ns: int) -> bool:
-    """Whether an earlier stream may have carried this very event: its row was read before this stream was made.
+def may_have_a_copy(recorded_at: str, stream_created_ns: int) -> bool:
+    """Whether an earlier stream may have carried this very event: it was recorded before this stream was made.
 
     Then another worker may hold a copy, first delivery like this one, and act on it until it loses it (R7). The message rests
     until that is over, and asks then.
+
+    Args:
+        recorded_at: when the delivery was decided, the same in every copy (RFC 3339).
     """
-    if not act_before_ms.isdecimal():
-        return False
-    row_read_ms = int(act_before_ms) - int(topology.FRESH_S * 1000)
-    return row_read_ms * 1_000_000 <= stream_created_ns
+    try:
+        recorded_ns = int(datetime.fromisoformat(recorded_at).timestamp() * 1e9)
+    except ValueError:
+        return False  # nothing is known of it; without a header it asks anyway
+    return recorded_ns <= stream_created_ns
 
 
 def is_fresh(held: Held, since_ns: int, act_before_ms: str, delivery: int, stored_ns: int) -> bool:
