@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
@@ -230,7 +231,8 @@ async def test_a_wrong_key_opens_nothing_and_all_refusals_look_alike(to_observe:
     ) as unknown:
         assert unknown.status == 401
         answers.append(await unknown.text())
-    assert len(set(answers)) == 1, set(answers)
+    alike = {re.sub(r"\b[0-9a-f]{16}\b", "ID", answer) for answer in answers}  # each refusal has a random id of its own
+    assert len(alike) == 1, alike
 
 
 async def test_unknown_addresses_and_methods_are_scim_errors(to_observe: Scim) -> None:
