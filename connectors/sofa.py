@@ -90,9 +90,7 @@ def normalize_object_id(value: Any) -> str:
     if folded.startswith("{") and folded.endswith("}"):
         folded = folded[1:-1]
     if _OBJECT_ID.fullmatch(folded) is None:
-        raise NormalizationError(
-            "This is no object id of Entra.", code="bad_object_id", names=[_named(value)]
-        )
+        raise NormalizationError("This is no object id of Entra.", code="bad_object_id", names=[_named(value)])
     digits = folded.replace("-", "")
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import UNSET
 
@@ -41,7 +42,10 @@ from schemas.errors import (
     Rejected,
     Unavailable,
 )
+from schemas.events import ProvisioningEvent
 from schemas.resources import User
+from schemas.states import Change, Result
+from workers.delivery import deliver
 
 
 def objects(*names: str) -> list[dict[str, Any]]:
@@ -161,6 +165,7 @@ PAYLOADS = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(payload=PAYLOADS, unknown=st.sampled_from(["reject", "ignore"]), creating=st.booleans())
 def test_any_payload_gives_managed_roles_or_our_error(payload: Any, unknown: Any, creating: bool) -> None:
     """0.2 and 0.6: nothing but NormalizationError is raised, and normalizing a result again changes nothing."""
@@ -173,6 +178,7 @@ def test_any_payload_gives_managed_roles_or_our_error(payload: Any, unknown: Any
     assert normalize_roles(roles, ("sales",), creating, unknown) == roles
 
 
+@settings(deadline=None)
 @given(
     raw=st.none()
     | st.integers()
@@ -191,6 +197,7 @@ def test_any_login_is_an_address_or_our_error_and_stays_as_it_is(raw: Any) -> No
 NAMES = st.lists(st.sampled_from([*MANAGED_ROLES, "owner", "user", "else"]), max_size=8)
 
 
+@settings(deadline=None)
 @given(current=NAMES, desired=NAMES)
 def test_a_role_difference_applied_twice_changes_nothing(current: list[str], desired: list[str]) -> None:
     """Vendor page 2.4, idempotence; what is not managed is neither given nor taken."""
@@ -209,6 +216,16 @@ class Names:
 
     def names(self, kind: str) -> Sequence[Mapping[str, Any] | str]:
         return ()
+
+    async def refresh(self) -> bool:
+        return False
+
+
+class Owned:
+    """A delivery that stays ours."""
+
+    def check(self) -> None:
+        """Nothing to object."""
 
 
 def a_user(*roles: str, **document: Any) -> User:
@@ -506,6 +523,18 @@ async def test_a_success_without_effect_is_found_out_by_the_confirming_read(emul
     assert (type(error), error.code, error.ambiguous) == (Unavailable, "not_confirmed", True)
 
 
+async def test_a_role_change_without_effect_is_found_out_too(emulator: Any, token: Path) -> None:
+    """2.3, as for activation."""
+    product, url = emulator
+    product.seed({"users": [{"email": "jane.doe@example.com", "roles": ["agent"]}]})
+    product.fault("status", method="POST", path="/api/v2/users/roles$", status=200, body={"success": True}, times=1)
+    async with connected(url, token) as connector:
+        error = await refusal(connector.update(users(product)[0]["id"], wish("agent", "sales"), Delivery()))
+        assert (type(error), error.code, error.ambiguous) == (Unavailable, "not_confirmed", True)
+        await connector.update(users(product)[0]["id"], wish("agent", "sales"), Delivery())
+    assert users(product)[0]["roles"] == ["agent", "sales"]
+
+
 async def test_a_vendor_role_that_is_gone_is_refused_as_not_assignable(either: Any, token: Path) -> None:
     """2.5: role removed from the vendor's list."""
     product, url, target = either
@@ -550,6 +579,40 @@ async def test_a_rename_can_recreate_the_user_and_is_safe_to_repeat(emulator: An
     assert held["jane.doe@example.com"]["roles"] == ["agent"]
     assert found.account_id == held["jane.doe@example.com"]["id"]
     assert len(held) == 2
+
+
+async def test_a_recreated_user_is_reported_as_found_so_that_the_gateway_links_it(emulator: Any, token: Path) -> None:
+    """2.3 with delivery rule R4: one event, two steps, then the next delivery goes to the new user."""
+    product, url = emulator
+    old = product.seed({"users": [{"email": "old@example.com", "roles": ["agent"]}]})["ids"][0]
+    document = {"userName": "jane.doe@example.com", "active": True, "roles": objects("agent")}
+    event = ProvisioningEvent(
+        id="01J0000000000000000000000A",
+        target="b",
+        connector="babelforce",
+        kind="user",
+        resource="r1",
+        generation=2,
+        fence=2,
+        change=Change.UPDATE,
+        document=msgspec.Raw(msgspec.json.encode(document)),
+        account_id=old,
+        identities=("userName:jane.doe@example.com",),
+    )
+    async with connected(url, token, rename="recreate") as connector:
+        outcome = await deliver(
+            event,
+            delivery=1,
+            connector=connector,
+            directory=Names(),
+            owned=Owned(),
+            new_id=lambda: "x",
+            clock=lambda: 0.0,
+        )
+    assert outcome is not None
+    new = next(user["id"] for user in users(product) if user["email"] == "jane.doe@example.com")
+    assert outcome.result is Result.FOUND
+    assert [(sighting.account_id, sighting.identity) for sighting in outcome.sightings] == [(new, event.identities[0])]
 
 
 async def test_scim_renames_and_holds_the_display_name(emulator: Any, token: Path) -> None:
@@ -766,6 +829,7 @@ async def test_the_configuration_document_is_read_compared_and_written(emulator:
     assert product.state()["configuration"]["document"] == wanted
 
 
+@settings(deadline=None)
 @given(DOCUMENTS)
 def test_any_held_document_can_be_compared(held: Any) -> None:
     """B4: whatever the product holds; taking over the wanted values leaves no difference."""

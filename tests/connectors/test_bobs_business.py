@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors import registry
@@ -150,6 +150,7 @@ ADDRESSES = st.sampled_from([row["email"] for row in PLATFORM] + ["x@a.b", "x@b.
 VALUES = ADDRESSES | st.none() | st.integers() | st.text(max_size=20)
 
 
+@settings(deadline=None)
 @given(
     user=st.fixed_dictionaries(
         {},
@@ -184,6 +185,7 @@ def test_any_user_gets_exactly_one_decision(user: dict[str, Any], config: dict[s
         assert decide_create(user, made, {}, config) == {"action": "adopt", "id": "new", "email": decided["email"]}
 
 
+@settings(deadline=None)
 @given(
     value=st.none() | st.integers() | st.text(max_size=30) | ADDRESSES, aliases=st.dictionaries(ADDRESSES, ADDRESSES)
 )

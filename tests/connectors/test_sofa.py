@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import UNSET
 
@@ -277,6 +277,7 @@ NAMES = [
 ]  # fmt: skip
 
 
+@settings(deadline=None)
 @given(document=st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=6), named=st.booleans())
 def test_any_document_is_mapped_or_refused(document: dict[str, Any], named: bool) -> None:
     """0.6: nothing but NormalizationError; only Sofa's fields come out, as texts; mapping a result again changes nothing."""
@@ -308,6 +309,7 @@ def test_any_document_is_mapped_or_refused(document: dict[str, Any], named: bool
     assert found in ("", "missing", "missing_external_id", "bad_object_id", "bad_boolean")
 
 
+@settings(deadline=None)
 @given(st.text() | st.none() | st.integers())
 def test_any_name_gives_a_valid_identifier_that_stays(name: Any) -> None:
     """S5: deriving twice changes nothing."""
@@ -316,6 +318,7 @@ def test_any_name_gives_a_valid_identifier_that_stays(name: Any) -> None:
     assert derive_identifier(identifier) == identifier
 
 
+@settings(deadline=None)
 @given(
     st.uuids(),
     st.sampled_from(["{%s}", "urn:uuid:%s", " %s ", "%s", "URN:UUID:%s", "{ %s }"]),
@@ -328,6 +331,7 @@ def test_any_spelling_of_an_object_id_is_the_same_id(value: Any, form: str, bare
     assert normalize_object_id(form % (text.upper() if upper else text)) == str(value)
 
 
+@settings(deadline=None)
 @given(ANYTHING | st.text(alphabet="0123456789abcdefABCDEF-{} ", max_size=44))
 def test_anything_is_an_object_id_or_our_error(value: Any) -> None:
     """0.6: no input crashes."""
@@ -338,6 +342,7 @@ def test_anything_is_an_object_id_or_our_error(value: Any) -> None:
     assert normalize_object_id(once) == once
 
 
+@settings(deadline=None)
 @given(issued=ANYTHING | st.dates(), days=st.integers() | ANYTHING, now=st.datetimes() | ANYTHING)
 def test_any_key_has_a_state_or_our_error(issued: Any, days: Any, now: Any) -> None:
     """0.6: no input crashes."""
