@@ -1,7 +1,7 @@
 """Behave like Microsoft Entra ID's provisioning service: a SCIM client, with the directory behind it.
 
-Four parts, in this order: `Directory` (people and what happens to them), `Mapping` (Entra's expressions and where
-their values go), `ProvisioningJob` (cycles, on-demand runs, escrow, quarantine, log and journal) and `load_cycle`
+Four parts, in this order: `Directory` (people, groups and what happens to them), `Mapping` (Entra's expressions and
+where their values go), `ProvisioningJob` (cycles, on-demand runs, escrow, quarantine, log and journal) and `load_cycle`
 (the same requests without the thinking, for benchmarks). The command line stands at the end:
 
     python -m deploy.emulators.entra cycle --tenant-url URL --token-file FILE --mapping talkdesk --users 20
@@ -24,7 +24,7 @@ from collections.abc import Mapping as AbstractMapping
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, TypeVar, cast
 from urllib.parse import quote, quote_plus, urlsplit
 
 import aiohttp
@@ -33,6 +33,8 @@ import msgspec
 from yarl import URL
 
 CORE_USER = "urn:ietf:params:scim:schemas:core:2.0:User"
+CORE_GROUP = "urn:ietf:params:scim:schemas:core:2.0:Group"
+MICROSOFT_GROUP = "http://schemas.microsoft.com/2006/11/ResourceManagement/ADSCIM/2.0/Group"
 ENTERPRISE_USER = "urn:ietf:params:scim:schemas:extension:enterprise:2.0:User"
 TALKDESK_USER = "urn:ietf:params:scim:schemas:extension:talkdesk:2.0:User"
 PATCH_OP = "urn:ietf:params:scim:api:messages:2.0:PatchOp"
@@ -48,10 +50,13 @@ QUARANTINE_FAILURES_MAX = 40_000
 QUARANTINE_FAILURES_ABSOLUTE = 60_000
 REQUEST_TIMEOUT_S = 30.0  # undocumented
 CONNECT_TIMEOUT_S = 10.0  # undocumented
+MEMBERS_PER_PATCH = 20  # undocumented: one and many were seen
+MEMBERS_ON_DEMAND_MAX = 5
 REPEATS_MAX = 1  # how often a request that was too slow is sent again within a run; the number is undocumented
 EXCHANGES_MAX = 100_000  # recorded requests kept; older ones fall out
 FAILURES_PRINTED_MAX = 20  # failures the command line prints in full
 
+WITHOUT_MEMBERS = "excludedAttributes=members"
 SERVICE_INCOMPATIBLE = "SystemForCrossDomainIdentityManagementServiceIncompatible"
 
 Clock = Callable[[], float]
@@ -59,6 +64,7 @@ Progress = Callable[[int, int], None]
 Dialect = Literal["legacy", "flag"]
 ManagerShape = Literal["string", "object", "reference"]
 JsonObject = dict[str, Any]
+Touched = TypeVar("Touched", "Person", "Group")
 
 
 class ManualClock:
@@ -144,23 +150,44 @@ class Person(msgspec.Struct, kw_only=True, rename="camel"):
         raise ValueError(f"the directory has no attribute {name!r}")
 
 
+class Group(msgspec.Struct, kw_only=True, rename="camel"):
+    """One group of the directory."""
+
+    object_id: str
+    display_name: str
+    members: list[str] = msgspec.field(default_factory=list)
+    """Object ids of people and of other groups; only direct members are ever sent."""
+    assigned: bool = True
+    """Assigned to the enterprise application, which is the scope of the job."""
+    deleted: bool = False
+
+    @property
+    def in_scope(self) -> bool:
+        """Still looked after by the job."""
+        return self.assigned and not self.deleted
+
+
 PERSON_ATTRIBUTES = {field.encode_name: field.name for field in msgspec.structs.fields(Person)}
 STATE_FIELDS = {"object_id", "account_enabled", "assigned", "soft_deleted", "hard_deleted"}
 
 
 class Directory:
-    """Entra's own side: the people, and a change number for each so that a cycle can ask what is new.
+    """Entra's own side: the people and groups, and a change number for each so that a cycle can ask what is new.
 
     Args:
         people: who is there at the start.
+        groups: which groups are there at the start.
     """
 
-    def __init__(self, people: Iterable[Person] = ()) -> None:
+    def __init__(self, people: Iterable[Person] = (), groups: Iterable[Group] = ()) -> None:
         self.people: dict[str, Person] = {}
+        self.groups: dict[str, Group] = {}
         self.sequence = 0
         self._changed: dict[str, int] = {}
         for person in people:
             self.add(person)
+        for group in groups:
+            self.add_group(group)
 
     def __len__(self) -> int:
         return len(self.people)
@@ -174,7 +201,7 @@ class Directory:
         Raises:
             ValueError: the object id is taken.
         """
-        if person.object_id in self.people:
+        if person.object_id in self.people or person.object_id in self.groups:
             raise ValueError(f"object id {person.object_id} is taken")
         self.people[person.object_id] = person
         return self._touch(person)
@@ -235,9 +262,72 @@ class Directory:
             raise ValueError("a purged person cannot be restored")
         return self._state(who, soft_deleted=False)
 
+    def add_group(self, group: Group) -> Group:
+        """Put a new group into the directory.
+
+        Raises:
+            ValueError: the object id is taken.
+        """
+        if group.object_id in self.people or group.object_id in self.groups:
+            raise ValueError(f"object id {group.object_id} is taken")
+        self.groups[group.object_id] = group
+        return self._touch(group)
+
+    def group(self, which: Group | str) -> Group:
+        """A group by its object id."""
+        return self.groups[which if isinstance(which, str) else which.object_id]
+
+    def rename_group(self, which: Group | str, display_name: str) -> Group:
+        """Give the group another displayName."""
+        group = self.group(which)
+        group.display_name = display_name
+        return self._touch(group)
+
+    def add_members(self, which: Group | str, *members: Person | Group | str) -> Group:
+        """Make people or groups direct members."""
+        group = self.group(which)
+        group.members = list(dict.fromkeys((*group.members, *map(_object_id, members))))
+        return self._touch(group)
+
+    def remove_members(self, which: Group | str, *members: Person | Group | str) -> Group:
+        """Take members out."""
+        group = self.group(which)
+        gone = set(map(_object_id, members))
+        group.members = [member for member in group.members if member not in gone]
+        return self._touch(group)
+
+    def assign_group(self, which: Group | str) -> Group:
+        """Assign the group to the application: into scope."""
+        group = self.group(which)
+        group.assigned = True
+        return self._touch(group)
+
+    def unassign_group(self, which: Group | str) -> Group:
+        """Take the assignment away: out of scope; its members are handled on their own."""
+        group = self.group(which)
+        group.assigned = False
+        return self._touch(group)
+
+    def delete_group(self, which: Group | str) -> Group:
+        """Delete the group."""
+        group = self.group(which)
+        group.deleted = True
+        return self._touch(group)
+
     def changed_since(self, watermark: int) -> list[str]:
-        """Object ids changed after `watermark`, oldest change first."""
-        changed = [(sequence, object_id) for object_id, sequence in self._changed.items() if sequence > watermark]
+        """Object ids of people changed after `watermark`, oldest change first."""
+        return self._changed_in(self.people, watermark)
+
+    def groups_changed_since(self, watermark: int) -> list[str]:
+        """Object ids of groups changed after `watermark`, oldest change first."""
+        return self._changed_in(self.groups, watermark)
+
+    def _changed_in(self, objects: AbstractMapping[str, Person | Group], watermark: int) -> list[str]:
+        changed = [
+            (sequence, object_id)
+            for object_id, sequence in self._changed.items()
+            if sequence > watermark and object_id in objects
+        ]
         return [object_id for _, object_id in sorted(changed)]
 
     def _state(self, who: Person | str, **fields: bool) -> Person:
@@ -246,10 +336,14 @@ class Directory:
             setattr(person, name, value)
         return self._touch(person)
 
-    def _touch(self, person: Person) -> Person:
+    def _touch(self, what: Touched) -> Touched:
         self.sequence += 1
-        self._changed[person.object_id] = self.sequence
-        return person
+        self._changed[what.object_id] = self.sequence
+        return what
+
+
+def _object_id(what: Person | Group | str) -> str:
+    return what if isinstance(what, str) else what.object_id
 
 
 # Area codes of the North American plan; 555-0100 to 555-0199 are set aside for fiction in each of them.
@@ -313,6 +407,26 @@ def make_people(
             )
         )
     return people
+
+
+def make_groups(people: Sequence[Person], count: int, seed: int = 1, *, prefix: str = "Group") -> list[Group]:
+    """Make synthetic groups: "Group 1" and so on; every person is in one of them, in turn.
+
+    Args:
+        people: the members.
+        count: how many groups.
+        seed: decides the object ids.
+        prefix: start of every name.
+    """
+    chance = random.Random(f"{seed}:{prefix}:groups")
+    return [
+        Group(
+            object_id=str(uuid.UUID(int=chance.getrandbits(128), version=4)),
+            display_name=f"{prefix} {index + 1}",
+            members=[person.object_id for person in people[index::count]],
+        )
+        for index in range(count)
+    ]
 
 
 # ------------------------------------------------------------------------------------------------- expressions
@@ -743,6 +857,30 @@ def _flag_operations(changes: Sequence[Change]) -> list[JsonObject]:
     return operations
 
 
+def group_document(group: Group) -> JsonObject:
+    """The body of a group's POST: always without members, which follow, and with a second schema of Microsoft's own."""
+    return {
+        "schemas": [CORE_GROUP, MICROSOFT_GROUP],
+        "externalId": group.object_id,
+        "displayName": group.display_name,
+        "meta": {"resourceType": "Group"},
+    }
+
+
+def members_body(add: Sequence[str], remove: Sequence[str], dialect: Dialect) -> JsonObject:
+    """The PatchOp message that puts these target ids into a group and takes those out of it."""
+    operations: list[JsonObject] = []
+    if add:
+        op = "Add" if dialect == "legacy" else "add"
+        operations.append({"op": op, "path": "members", "value": [{"$ref": None, "value": member} for member in add]})
+    if remove and dialect == "legacy":
+        gone = [{"$ref": None, "value": member} for member in remove]
+        operations.append({"op": "Remove", "path": "members", "value": gone})
+    elif remove:
+        operations += [{"op": "remove", "path": f'members[value eq "{member}"]'} for member in remove]
+    return {"schemas": [PATCH_OP], "Operations": operations}
+
+
 def filter_query(path: str, value: str) -> str:
     """`filter=userName+eq+%22a%40b%22`, encoded as seen on the wire.
 
@@ -769,6 +907,12 @@ Operation = Literal[
     "enable",
     "delete",
     "reference",
+    "match_group",
+    "read_group",
+    "create_group",
+    "update_group",
+    "delete_group",
+    "members",
 ]
 Action = Literal["Create", "Update", "Disable", "Enable", "Delete", "Reference", "Other"]
 Status = Literal["Success", "Failure", "Skipped"]
@@ -809,6 +953,7 @@ class LogEntry(msgspec.Struct, frozen=True):
     """The complete answer, for failures."""
     modified: tuple[tuple[str, Any, Any], ...] = ()
     """Path, old value, new value."""
+    kind: Literal["user", "group"] = "user"
 
 
 class Acknowledged(msgspec.Struct, frozen=True):
@@ -830,6 +975,28 @@ class FinalWish(msgspec.Struct):
     values: dict[str, str]
     """By SCIM path; `active` is "True" or "False"."""
     deleted: bool = False
+
+
+class FinalGroup(msgspec.Struct):
+    """All that was acknowledged for one group, put together: what must hold in the end."""
+
+    target_id: str
+    display_name: str
+    members: set[str] = msgspec.field(default_factory=set)
+    """Target ids."""
+    deleted: bool = False
+
+
+class GroupLink(msgspec.Struct):
+    """What the service remembers about a group at the target; it never reads members back."""
+
+    target_id: str
+    members: dict[str, str] = msgspec.field(default_factory=dict)
+    """Target ids of the members that were sent and acknowledged, by object id."""
+    unresolved: set[str] = msgspec.field(default_factory=set)
+    """Object ids of members that are not at the target yet."""
+    resend: bool = False
+    """After a restart: everybody is sent once more."""
 
 
 class Link(msgspec.Struct):
@@ -895,6 +1062,11 @@ class CycleReport(msgspec.Struct):
     enabled: int = 0
     deleted: int = 0
     references: int = 0
+    groups_created: int = 0
+    groups_updated: int = 0
+    groups_deleted: int = 0
+    memberships: int = 0
+    """Members put into groups or taken out of them."""
     skipped: int = 0
     failed: int = 0
     failed_references: int = 0
@@ -905,6 +1077,12 @@ class CycleReport(msgspec.Struct):
     entries: list[LogEntry] = msgspec.field(default_factory=list)
 
 
+_GROUP_COUNTER: dict[str, str] = {
+    "Create": "groups_created",
+    "Update": "groups_updated",
+    "Delete": "groups_deleted",
+    "Reference": "memberships",
+}
 _COUNTER: dict[str, str] = {
     "Create": "created",
     "Update": "updated",
@@ -1044,7 +1222,7 @@ class ProvisioningJob:
     Args:
         tenant_url: the target's SCIM address; the compatibility flag in its query chooses the flagged dialect.
         token: the secret token. Never recorded.
-        directory: the people.
+        directory: the people and groups.
         mapping: what is sent where.
         dialect: form of PATCH; on-demand runs always use the legacy form.
         connections: objects worked on at the same time (undocumented at the service).
@@ -1056,6 +1234,8 @@ class ProvisioningJob:
         deletion_threshold: more leavers than this in one run are held back; None switches the check off.
         skip_out_of_scope_deletions: do nothing for people who were merely unassigned.
         manager_shape: how references are written; all three were seen.
+        provision_groups: whether groups are provisioned too (Mappings > Provision Groups > Enabled).
+        members_per_patch: how many members one PATCH of a group carries at most.
         probe_groups: ask the groups endpoint in Test Connection too, as seen even for user-only applications.
     """
 
@@ -1076,6 +1256,8 @@ class ProvisioningJob:
         deletion_threshold: int | None = None,
         skip_out_of_scope_deletions: bool = False,
         manager_shape: ManagerShape = "string",
+        provision_groups: bool = True,
+        members_per_patch: int = MEMBERS_PER_PATCH,
         probe_groups: bool = True,
     ) -> None:
         address = TenantUrl.parse(tenant_url)
@@ -1084,6 +1266,7 @@ class ProvisioningJob:
         self.dialect: Dialect = "flag" if address.flagged else dialect
         self.connections = connections
         self.links: dict[str, Link] = {}
+        self.group_links: dict[str, GroupLink] = {}
         self.escrow: dict[str, Escrow] = {}
         self.quarantine: Quarantine | None = None
         self.watermark = -1
@@ -1094,6 +1277,7 @@ class ProvisioningJob:
         self.unacknowledged: list[Acknowledged] = []
         """Writes that got no 2xx; those with status 0 may have been applied all the same."""
         self.final_wishes: dict[str, FinalWish] = {}
+        self.final_groups: dict[str, FinalGroup] = {}
         self.clock = clock
         self._base = address.base
         self._wire = _Wire(address.base, token, connections, request_timeout_s)
@@ -1105,6 +1289,8 @@ class ProvisioningJob:
         self._skip_out_of_scope_deletions = skip_out_of_scope_deletions
         self._manager_shape: ManagerShape = manager_shape
         self._probe_groups = probe_groups
+        self._provision_groups = provision_groups
+        self._members_per_patch = members_per_patch
         self._cycles = 0
         self._cycle = 0
         self._managers_held: dict[str, str] = {}
@@ -1129,7 +1315,7 @@ class ProvisioningJob:
         ]
         if self._probe_groups:
             query = filter_query("displayName", self._random_guid())
-            probes.append(("probe_groups", f"/Groups?excludedAttributes=members&{query}"))
+            probes.append(("probe_groups", f"/Groups?{WITHOUT_MEMBERS}&{query}"))
         for operation, target in probes:
             answer = await self._ask(operation, "", "GET", target)
             failed = self._probe_verdict(answer)
@@ -1148,7 +1334,7 @@ class ProvisioningJob:
         return ConnectionTest(ok=True, status_code=200)
 
     def restart(self, *, full: bool = False) -> None:
-        """Restart provisioning: the next cycle is an initial one, escrow and quarantine are cleared.
+        """Restart provisioning: the next cycle is an initial one, escrow and quarantine are cleared, memberships are sent again.
 
         Args:
             full: forget the links too (Graph's `resetScope: Full`).
@@ -1156,8 +1342,11 @@ class ProvisioningJob:
         self.watermark = -1
         self.escrow.clear()
         self.quarantine = None
+        for link in self.group_links.values():
+            link.resend = True
         if full:
             self.links.clear()
+            self.group_links.clear()
 
     def delete_connection(self, who: Person | str) -> None:
         """Forget the link of one person, which is the remedy for `InvalidAnchor`."""
@@ -1170,7 +1359,7 @@ class ProvisioningJob:
             self.quarantine = None
 
     async def initial_cycle(self, on_progress: Progress | None = None) -> CycleReport:
-        """Go through everybody: match, create or link, send differences, then references.
+        """Go through everybody: match, create or link, send differences; then groups, then references and memberships.
 
         Args:
             on_progress: called with (done, total) after every object.
@@ -1232,9 +1421,12 @@ class ProvisioningJob:
                 on_progress(next(done), len(object_ids))
 
         if not self._too_many_leavers(object_ids):
-            # The order of the service: users, groups, references. Groups take their place between these two.
+            # The order of the service: users, groups, references.
+            groups = self._due_groups(kind)
             await self._in_lanes(object_ids, provision)
+            await self._in_lanes(groups, partial(self._provision_group, initial=kind == "initial"))
             await self._in_lanes(object_ids, self._refer)
+            await self._in_lanes(self._with_resolved(groups), self._fill_group)
         if self.quarantine is None:
             self.watermark = upto
             self._check_failure_rate(self.log[first_entry:])
@@ -1265,10 +1457,29 @@ class ProvisioningJob:
         for object_id, waiting in list(self.escrow.items()):
             if now - waiting.first_failed_s >= self._policy.give_up_after_s:
                 del self.escrow[object_id]
-                self._note(self.directory[object_id], "Other", "Skipped", message="dropped from escrow")
-        changed = self.directory.changed_since(self.watermark)
-        retried = [object_id for object_id, waiting in self.escrow.items() if waiting.next_try_s <= now]
-        return list(dict.fromkeys([*changed, *retried]))
+                what = self.directory.people.get(object_id) or self.directory.groups[object_id]
+                self._note(what, "Other", "Skipped", message="dropped from escrow")
+        retried = [object_id for object_id in self._retried() if object_id in self.directory.people]
+        return list(dict.fromkeys([*self.directory.changed_since(self.watermark), *retried]))
+
+    def _retried(self) -> list[str]:
+        now = self.clock()
+        return [object_id for object_id, waiting in self.escrow.items() if waiting.next_try_s <= now]
+
+    def _due_groups(self, kind: Literal["initial", "incremental"]) -> list[str]:
+        groups = self.directory.groups
+        if not self._provision_groups:
+            return []
+        if kind == "initial":
+            return [object_id for object_id, group in groups.items() if group.in_scope or object_id in self.group_links]
+        retried = [object_id for object_id in self._retried() if object_id in groups]
+        return list(dict.fromkeys([*self.directory.groups_changed_since(self.watermark), *retried]))
+
+    def _with_resolved(self, groups: Sequence[str]) -> list[str]:
+        """These groups, and others one of whose members has come to the target meanwhile (undocumented)."""
+        there = self.links.keys() | self.group_links.keys()
+        waiting = [object_id for object_id, link in self.group_links.items() if link.unresolved & there]
+        return list(dict.fromkeys([*groups, *(waiting if self._provision_groups else ())]))
 
     def _concerns(self, person: Person) -> bool:
         return person.in_scope or person.object_id in self.links
@@ -1323,7 +1534,11 @@ class ProvisioningJob:
     def _close_report(self, report: CycleReport, first_entry: int, started: float) -> CycleReport:
         report.entries = self.log[first_entry:]
         for entry in report.entries:
-            if entry.status == "Success":
+            if entry.status == "Success" and entry.kind == "group":
+                counter = _GROUP_COUNTER[entry.action]
+                by = len(entry.modified) if counter == "memberships" else 1
+                setattr(report, counter, getattr(report, counter) + by)
+            elif entry.status == "Success":
                 counter = _COUNTER[entry.action]
                 setattr(report, counter, getattr(report, counter) + 1)
             elif entry.status == "Skipped":
@@ -1428,19 +1643,25 @@ class ProvisioningJob:
                 continue
             asked = True
             target = f"/Users?{filter_query(row.path, value)}"
-            answer = await self._ask(_match_name, person.object_id, "GET", target)
-            found = _found(answer)
-            if found is None:
-                raise self._trouble(answer, "the answer to the query is no list", query=True)
-            if len(found) > 1:
-                raise _Failed("DuplicateTargetEntries", f"{len(found)} objects match", answer)
-            if found:
-                if not isinstance(found[0], dict) or not isinstance(found[0].get("id"), str):
-                    raise _Failed(SERVICE_INCOMPATIBLE, "the object found has no id", answer)
-                return found[0]
+            resource = self._single(await self._ask(_match_name, person.object_id, "GET", target))
+            if resource is not None:
+                return resource
         if not asked:
             raise _Failed("MissingValues", "no matching attribute has a value")
         return None
+
+    def _single(self, answer: Answer) -> JsonObject | None:
+        """The one object a query found, or None."""
+        found = _found(answer)
+        if found is None:
+            raise self._trouble(answer, "the answer to the query is no list", query=True)
+        if len(found) > 1:
+            raise _Failed("DuplicateTargetEntries", f"{len(found)} objects match", answer)
+        if not found:
+            return None
+        if not isinstance(found[0], dict) or not isinstance(found[0].get("id"), str):
+            raise _Failed(SERVICE_INCOMPATIBLE, "the object found has no id", answer)
+        return found[0]
 
     async def _read(self, person: Person, link: Link) -> JsonObject | None:
         """The object by its remembered id; None when the target answers 404."""
@@ -1550,6 +1771,210 @@ class ProvisioningJob:
         operation = {"op": op.lower() if self.dialect == "flag" else op, "path": path, "value": value}
         return {"schemas": [PATCH_OP], "Operations": [operation]}
 
+    # --- groups
+
+    async def provision_group_on_demand(
+        self, which: Group | str, members: Sequence[Person | str] = ()
+    ) -> list[LogEntry]:
+        """One group at once with a few of its members: probe, match query, POST or PATCH, then the members chosen.
+
+        Members that are not known at the target yet are provisioned first (undocumented). Always the legacy dialect.
+
+        Raises:
+            ValueError: more than MEMBERS_ON_DEMAND_MAX members, or somebody who is not in the group.
+        """
+        group = self.directory.group(which)
+        chosen = list(dict.fromkeys(map(_object_id, members)))
+        if len(chosen) > MEMBERS_ON_DEMAND_MAX:
+            raise ValueError(f"at most {MEMBERS_ON_DEMAND_MAX} members can be chosen on demand")
+        if strangers := [member for member in chosen if member not in group.members]:
+            raise ValueError(f"not in the group: {', '.join(strangers)}")
+        entries = [await self.provision_on_demand(member) for member in chosen if member not in self.links]
+        self._cycle = 0
+        try:
+            query = filter_query("displayName", self._random_guid())
+            probe = await self._ask("probe_groups", "", "GET", f"/Groups?{WITHOUT_MEMBERS}&{query}")
+            failed = self._probe_verdict(probe)
+            if failed is not None:
+                raise _Failed(failed.error_code, failed.message, probe)
+            if not group.in_scope:
+                return [*entries, self._note(group, "Other", "Skipped", message="deleted or not assigned")]
+            resource = await self._match_group(group)
+            if resource is None:
+                entries.append(await self._create_group(group))
+            else:
+                link = self.group_links.setdefault(group.object_id, GroupLink(resource["id"]))
+                entries.append(await self._update_group(group, link, resource, "legacy"))
+            link = self.group_links[group.object_id]
+            add = {member: self.links[member].target_id for member in chosen if member in self.links}
+            if add:
+                entries.append(await self._send_members(group, link, add, {}, "legacy"))
+        except _Failed as failure:
+            entries.append(self._fail_group(group, failure))
+        return entries
+
+    async def _provision_group(self, object_id: str, *, initial: bool) -> None:
+        group = self.directory.groups[object_id]
+        try:
+            await self._bring_group_about(group, initial=initial)
+        except _Failed as failure:
+            self._fail_group(group, failure)
+        else:
+            waiting = self.escrow.get(object_id)
+            if waiting is not None and not waiting.reference:
+                del self.escrow[object_id]
+
+    async def _bring_group_about(self, group: Group, *, initial: bool) -> LogEntry:
+        link = self.group_links.get(group.object_id)
+        if not group.in_scope:
+            if link is None:
+                return self._note(group, "Other", "Skipped", message="out of scope and never provisioned")
+            return await self._delete_group(group, link)
+        if link is not None:
+            answer = await self._ask(
+                "read_group", group.object_id, "GET", _group_by_id(link.target_id, WITHOUT_MEMBERS)
+            )
+            document = answer.document()
+            if answer.status == 200 and document is not None:
+                return await self._update_group(group, link, document, self.dialect)
+            if answer.status != 404:
+                raise self._trouble(answer)
+            if not initial:
+                raise self._lost()
+            del self.group_links[group.object_id]  # a restart finds lost groups again, or creates them
+        resource = await self._match_group(group)
+        if resource is None:
+            return await self._create_group(group)
+        link = self.group_links[group.object_id] = GroupLink(resource["id"])
+        return await self._update_group(group, link, resource, self.dialect)
+
+    async def _match_group(self, group: Group) -> JsonObject | None:
+        query = filter_query("displayName", group.display_name)
+        answer = await self._ask("match_group", group.object_id, "GET", f"/Groups?{WITHOUT_MEMBERS}&{query}")
+        return self._single(answer)
+
+    async def _create_group(self, group: Group) -> LogEntry:
+        wished = group_document(group)
+        answer = await self._ask("create_group", group.object_id, "POST", "/Groups", wished)
+        target_id = (answer.document() or {}).get("id")
+        good = answer.status in (200, 201) and isinstance(target_id, str) and target_id != ""
+        self._journal(good, group, "create_group", wished, target_id if isinstance(target_id, str) else "", answer)
+        if not good:
+            raise self._trouble(answer, "the answer to the creation has no id")
+        assert isinstance(target_id, str)
+        self.group_links[group.object_id] = GroupLink(target_id)
+        self.final_groups[group.object_id] = FinalGroup(target_id, group.display_name)
+        modified = (("displayName", None, group.display_name), ("externalId", None, group.object_id))
+        return self._note(group, "Create", "Success", target_id, answer, modified=modified)
+
+    async def _update_group(self, group: Group, link: GroupLink, resource: JsonObject, dialect: Dialect) -> LogEntry:
+        wish = self._group_wish(group, link)
+        changes = differences({"displayName": group.display_name, "externalId": group.object_id}, resource)
+        if not changes:
+            wish.display_name = group.display_name
+            return self._note(group, "Other", "Skipped", link.target_id, message="EntrySynchronizationSkipped")
+        answer = await self._patch_group(group, link, "update_group", patch_body(changes, dialect))
+        wish.display_name = group.display_name
+        modified = tuple((change.path, change.before, change.value) for change in changes)
+        return self._note(group, "Update", "Success", link.target_id, answer, modified=modified)
+
+    async def _delete_group(self, group: Group, link: GroupLink) -> LogEntry:
+        answer = await self._ask("delete_group", group.object_id, "DELETE", _group_by_id(link.target_id))
+        good = answer.status in (200, 204, 404)  # 404: nothing is left to delete (undocumented)
+        self._journal(good, group, "delete_group", None, link.target_id, answer)
+        if not good:
+            raise self._trouble(answer)
+        del self.group_links[group.object_id]
+        wish = self._group_wish(group, link)
+        wish.deleted = True
+        wish.members.clear()
+        return self._note(group, "Delete", "Success", link.target_id, answer)
+
+    async def _fill_group(self, object_id: str) -> None:
+        """Send the differences between the members of the directory and those sent so far, in pieces."""
+        group, link = self.directory.groups[object_id], self.group_links.get(object_id)
+        if link is None or not group.in_scope:
+            return
+        add: dict[str, str] = {}
+        link.unresolved.clear()
+        for member in group.members:
+            at_target = self.links.get(member) or self.group_links.get(member)
+            if at_target is None:
+                link.unresolved.add(member)
+            elif link.resend or link.members.get(member) != at_target.target_id:
+                add[member] = at_target.target_id
+        remove: dict[str, str] = {}
+        for member, target_id in list(link.members.items()):
+            if member not in self.links and member not in self.group_links:
+                del link.members[member]  # deleted at the target, and gone from its groups with that
+                self._group_wish(group, link).members.discard(target_id)
+            elif member not in group.members:
+                remove[member] = target_id
+        try:
+            steps = [(member, True) for member in add] + [(member, False) for member in remove]
+            for start in range(0, len(steps), self._members_per_patch):
+                piece = steps[start : start + self._members_per_patch]
+                await self._send_members(
+                    group,
+                    link,
+                    {member: add[member] for member, adding in piece if adding},
+                    {member: remove[member] for member, adding in piece if not adding},
+                    self.dialect,
+                )
+        except _Failed as failure:
+            failure.reference = True
+            self._fail_group(group, failure)
+        else:
+            link.resend = False
+            waiting = self.escrow.get(object_id)
+            if waiting is not None and waiting.reference:
+                del self.escrow[object_id]
+
+    async def _send_members(
+        self, group: Group, link: GroupLink, add: dict[str, str], remove: dict[str, str], dialect: Dialect
+    ) -> LogEntry:
+        body = members_body(list(add.values()), list(remove.values()), dialect)
+        answer = await self._patch_group(group, link, "members", body)
+        link.members |= add
+        for member in remove:
+            link.members.pop(member, None)
+        wish = self._group_wish(group, link)
+        wish.members |= set(add.values())
+        wish.members -= set(remove.values())
+        modified: list[tuple[str, Any, Any]] = [("members", None, target_id) for target_id in add.values()]
+        modified += [("members", target_id, None) for target_id in remove.values()]
+        return self._note(group, "Reference", "Success", link.target_id, answer, modified=tuple(modified))
+
+    async def _patch_group(self, group: Group, link: GroupLink, operation: Operation, wished: JsonObject) -> Answer:
+        answer = await self._ask(operation, group.object_id, "PATCH", _group_by_id(link.target_id), wished)
+        good = answer.status in (200, 204)
+        self._journal(good, group, operation, wished, link.target_id, answer)
+        if not good:
+            raise self._trouble(answer)
+        return answer
+
+    def _group_wish(self, group: Group, link: GroupLink) -> FinalGroup:
+        wish = self.final_groups.get(group.object_id)
+        if wish is None or wish.target_id != link.target_id:
+            wish = self.final_groups[group.object_id] = FinalGroup(link.target_id, group.display_name)
+        return wish
+
+    def _fail_group(self, group: Group, failure: _Failed) -> LogEntry:
+        self._put_in_escrow(group.object_id, failure)
+        link = self.group_links.get(group.object_id)
+        action: Action = "Reference" if failure.reference else "Update"
+        if not failure.reference and (link is None or not group.in_scope):
+            action = "Create" if link is None else "Delete"
+        return self._note(
+            group,
+            action,
+            "Failure",
+            link.target_id if link is not None else "",
+            failure.answer,
+            error_code=failure.error_code,
+            message=failure.message,
+        )
+
     # --- bookkeeping
 
     def _link(self, person: Person, resource: JsonObject) -> Link:
@@ -1590,12 +2015,12 @@ class ProvisioningJob:
             message = answer.detail or answer.error
         return ConnectionTest(False, answer.status, code, message, answer.text)
 
-    def _fail(self, person: Person, failure: _Failed) -> LogEntry:
+    def _put_in_escrow(self, object_id: str, failure: _Failed) -> None:
         now = self.clock()
-        waiting = self.escrow.get(person.object_id)
+        waiting = self.escrow.get(object_id)
         if waiting is None:
             waiting = Escrow(now, 0, now, failure.error_code)
-            self.escrow[person.object_id] = waiting
+            self.escrow[object_id] = waiting
         waiting.attempts += 1
         waiting.error_code = failure.error_code
         waiting.reference = failure.reference
@@ -1604,6 +2029,9 @@ class ProvisioningJob:
             waiting.next_try_s = waiting.first_failed_s + steps[waiting.attempts - 1]
         else:
             waiting.next_try_s = now + self._policy.then_every_s
+
+    def _fail(self, person: Person, failure: _Failed) -> LogEntry:
+        self._put_in_escrow(person.object_id, failure)
         link = self.links.get(person.object_id)
         return self._note(
             person,
@@ -1617,7 +2045,7 @@ class ProvisioningJob:
 
     def _note(
         self,
-        person: Person,
+        what: Person | Group,
         action: Action,
         status: Status,
         target_id: str = "",
@@ -1630,8 +2058,8 @@ class ProvisioningJob:
         entry = LogEntry(
             time_s=self.clock(),
             cycle=self._cycle,
-            object_id=person.object_id,
-            source_name=person.user_principal_name,
+            object_id=what.object_id,
+            source_name=what.display_name if isinstance(what, Group) else what.user_principal_name,
             target_id=target_id,
             action=action,
             status=status,
@@ -1640,6 +2068,7 @@ class ProvisioningJob:
             message=message,
             response_body=answer.text if answer is not None and status == "Failure" else "",
             modified=modified,
+            kind="group" if isinstance(what, Group) else "user",
         )
         self.log.append(entry)
         return entry
@@ -1647,14 +2076,14 @@ class ProvisioningJob:
     def _journal(
         self,
         good: bool,
-        person: Person,
+        what: Person | Group,
         operation: Operation,
         wished: JsonObject | None,
         target_id: str,
         answer: Answer,
     ) -> None:
         book = self.acknowledged if good else self.unacknowledged
-        book.append(Acknowledged(person.object_id, operation, wished, target_id, self.clock(), answer.status))
+        book.append(Acknowledged(what.object_id, operation, wished, target_id, self.clock(), answer.status))
 
     async def _ask(
         self,
@@ -1739,6 +2168,10 @@ def _match_name(answer: Answer) -> Operation:
 
 def _by_id(target_id: str) -> str:
     return f"/Users/{quote(target_id, safe='')}"
+
+
+def _group_by_id(target_id: str, query: str = "") -> str:
+    return f"/Groups/{quote(target_id, safe='')}" + (f"?{query}" if query else "")
 
 
 def _manager_of(resource: JsonObject, path: str) -> str:
@@ -2023,6 +2456,7 @@ def cycle(
     token_file: Path,
     mapping: Literal["observe", "telemessage", "talkdesk"] = "observe",
     users: int = 20,
+    groups: int = 0,
     dialect: Dialect = "legacy",
     connections: int = 1,
     seed: int = 1,
@@ -2043,6 +2477,8 @@ def cycle(
         Attribute mapping of the product.
     users
         How many people the directory has.
+    groups
+        How many groups it has; everybody is in one of them.
     dialect
         Form of PATCH.
     connections
@@ -2061,7 +2497,8 @@ def cycle(
     """
     chosen = telemessage(manager_name) if mapping == "telemessage" else MAPPINGS[mapping]
     token = token_file.read_text().strip()
-    directory = Directory(make_people(users, seed))
+    people = make_people(users, seed)
+    directory = Directory(people, make_groups(people, groups, seed))
 
     async def run() -> tuple[ConnectionTest, CycleReport | None]:
         async with ProvisioningJob(tenant_url, token, directory, chosen, dialect, connections, seed=seed) as job:
@@ -2198,11 +2635,15 @@ def _print_cycle(report: CycleReport) -> None:
     table.add_column("Success", justify="right", style="green")
     table.add_column("Skipped", justify="right")
     table.add_column("Failure", justify="right", style="red")
-    counts = Counter((entry.action, entry.status) for entry in report.entries)
-    for action in ("Create", "Update", "Disable", "Enable", "Delete", "Reference", "Other"):
-        row = [counts[action, status] for status in ("Success", "Skipped", "Failure")]
-        if any(row):
-            table.add_row(action, *(str(count) if count else "" for count in row))
+    counts = Counter((entry.kind, entry.action, entry.status) for entry in report.entries)
+    titles: dict[Literal["user", "group"], str] = {"user": "", "group": "Group: "}
+    actions: tuple[Action, ...] = ("Create", "Update", "Disable", "Enable", "Delete", "Reference", "Other")
+    statuses: tuple[Status, ...] = ("Success", "Skipped", "Failure")
+    for kind, title in titles.items():
+        for action in actions:
+            row = [counts[kind, action, status] for status in statuses]
+            if any(row):
+                table.add_row(title + action, *(str(count) if count else "" for count in row))
     table.add_section()
     totals = [sum(entry.status == status for entry in report.entries) for status in ("Success", "Skipped", "Failure")]
     table.add_row("All", *(str(total) for total in totals))

@@ -52,6 +52,8 @@ class StandIn:
     """The server's state and its record of requests."""
 
     users: dict[str, dict[str, Any]] = field(default_factory=dict)
+    groups: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Each with its members as a list of ids, which is never shown."""
     seen: list[Seen] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     token: str = TOKEN
@@ -66,6 +68,9 @@ class StandIn:
 
     def user(self, user_name: str) -> dict[str, Any]:
         return next(user for user in self.users.values() if user["userName"].lower() == user_name.lower())
+
+    def group(self, name: str) -> dict[str, Any]:
+        return next(group for group in self.groups.values() if group["displayName"].lower() == name.lower())
 
     def requests(self, method: str) -> list[Seen]:
         return [seen for seen in self.seen if seen.method == method]
@@ -123,8 +128,8 @@ class StandIn:
         parts = request.path.removeprefix("/scim").strip("/").split("/")
         if parts == ["Schemas"]:
             return listed([])
-        if parts == ["Groups"] and request.method == "GET":
-            return listed([])
+        if parts[0] == "Groups":
+            return self._groups(request, parts[1:], body)
         if parts == ["Users"]:
             if request.method == "GET":
                 return listed(self._find(urlsplit(request.raw_path).query))
@@ -132,6 +137,36 @@ class StandIn:
         if len(parts) == 2 and parts[0] == "Users":
             return self._one(request.method, parts[1], body)
         return error(404, "no such endpoint")
+
+    def _groups(self, request: web.Request, rest: list[str], body: bytes) -> web.Response:
+        """Like a server that cannot show members at all, which Microsoft allows; to ask for them is a mistake here."""
+        if request.method == "GET":
+            assert parse_qs(urlsplit(request.raw_path).query)["excludedAttributes"] == ["members"]
+        if not rest:
+            if request.method == "GET":
+                condition = parse_qs(urlsplit(request.raw_path).query)["filter"][0]
+                name = json.loads(condition.removeprefix("displayName eq "))
+                found = [group for group in self.groups.values() if equal(group["displayName"], name)]
+                return listed([shown(group) for group in found])
+            return self._create_group(json.loads(body))
+        group = self.groups.get(rest[0])
+        if group is None:
+            return error(404, "no such group")
+        if request.method == "DELETE":
+            del self.groups[rest[0]]
+            return web.Response(status=204)
+        if request.method == "PATCH":
+            for operation in json.loads(body)["Operations"]:
+                change(group, operation)
+            return web.Response(status=204)
+        return web.json_response(shown(group), content_type="application/scim+json")
+
+    def _create_group(self, document: dict[str, Any]) -> web.Response:
+        if any(equal(group["displayName"], document["displayName"]) for group in self.groups.values()):
+            return error(409, "displayName is taken", "uniqueness")
+        target_id = uuid.uuid4().hex
+        self.groups[target_id] = {**document, "id": target_id, "members": []}
+        return web.json_response(shown(self.groups[target_id]), status=201, content_type="application/scim+json")
 
     def _find(self, query: str) -> list[dict[str, Any]]:
         condition = parse_qs(query)["filter"][0]
@@ -164,6 +199,27 @@ class StandIn:
             if self.patch_answers_204:
                 return web.Response(status=204)
         return web.json_response(user, content_type="application/scim+json")
+
+
+def shown(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "members"}
+
+
+def change(group: dict[str, Any], operation: dict[str, Any]) -> None:
+    """One operation on a group in either dialect; a member that is not there yet or not any more is fine."""
+    op, path = operation["op"].lower(), operation.get("path", "")
+    members: list[str] = group["members"]
+    if path == "members":
+        ids = [member["value"] for member in operation["value"]]
+        kept = [member for member in members if member not in ids]
+        group["members"] = kept if op == "remove" else kept + ids
+    elif path.startswith("members["):
+        found = re.fullmatch(r'members\[value eq "([^"]*)"\]', path)
+        assert found is not None, path
+        assert op == "remove"
+        group["members"] = [member for member in members if member != found[1]]
+    else:
+        group |= {path: operation["value"]} if path else operation["value"]
 
 
 def equal(one: Any, other: Any) -> bool:
