@@ -1800,6 +1800,9 @@ class ProvisioningJob:
             if not group.in_scope:
                 return [*entries, self._note(group, "Other", "Skipped", message="deleted or not assigned")]
             resource = await self._match_group(group)
+            known = self.group_links.get(group.object_id)
+            if resource is None and known is not None:  # undocumented: it was renamed since, the id is remembered
+                resource = await self._read_group(group, known)
             if resource is None:
                 entries.append(await self._create_group(group))
             else:
@@ -1831,14 +1834,9 @@ class ProvisioningJob:
                 return self._note(group, "Other", "Skipped", message="out of scope and never provisioned")
             return await self._delete_group(group, link)
         if link is not None:
-            answer = await self._ask(
-                "read_group", group.object_id, "GET", _group_by_id(link.target_id, WITHOUT_MEMBERS)
-            )
-            document = answer.document()
-            if answer.status == 200 and document is not None:
-                return await self._update_group(group, link, document, self.dialect)
-            if answer.status != 404:
-                raise self._trouble(answer)
+            held = await self._read_group(group, link)
+            if held is not None:
+                return await self._update_group(group, link, held, self.dialect)
             if not initial:
                 raise self._lost()
             del self.group_links[group.object_id]  # a restart finds lost groups again, or creates them
@@ -1847,6 +1845,16 @@ class ProvisioningJob:
             return await self._create_group(group)
         link = self.group_links[group.object_id] = GroupLink(resource["id"])
         return await self._update_group(group, link, resource, self.dialect)
+
+    async def _read_group(self, group: Group, link: GroupLink) -> JsonObject | None:
+        """The group by its remembered id, without members; None when the target answers 404."""
+        answer = await self._ask("read_group", group.object_id, "GET", _group_by_id(link.target_id, WITHOUT_MEMBERS))
+        if answer.status == 404:
+            return None
+        document = answer.document()
+        if answer.status != 200 or document is None:
+            raise self._trouble(answer)
+        return document
 
     async def _match_group(self, group: Group) -> JsonObject | None:
         query = filter_query("displayName", group.display_name)

@@ -840,8 +840,9 @@ async def test_a_group_on_demand_takes_five_members_at_most(
         server.seen.clear()
         crowd.rename_group(group, "Renamed")
         await job.provision_group_on_demand(group, group.members[:1])
-        assert [seen.method for seen in server.seen] == ["GET", "GET", "POST", "PATCH"]
-        assert server.seen[-1].body["Operations"][0]["op"] == "Add"
+        assert [seen.method for seen in server.seen] == ["GET", "GET", "GET", "PATCH", "PATCH"]
+        assert [seen.body["Operations"][0]["op"] for seen in server.seen[3:]] == ["Replace", "Add"]
+        assert len(server.groups) == 1
         crowd.delete_group(group)
         assert [entry.status for entry in await job.provision_group_on_demand(group)] == ["Skipped"]
 
