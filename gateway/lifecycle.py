@@ -16,7 +16,7 @@ States and permitted moves: `schemas/states.py`. R1-R10 name the rules of delive
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct, field
@@ -444,10 +444,12 @@ def _send(row: Row, wish: Wish, now: float, others: Others, connector: str, *, r
     doubts.written |= own
     doubts.possible |= lookup
     document = wish.document
+    if row.settled_document is not None and row.settled_document != document and not (wish.deleted or read_only):
+        document = _with_cleared(document, row.settled_document)
     row.unfinished = False
     if row.kind == "group" and not (wish.deleted or read_only):
         steps = others.member_steps(row)
-        document = _group_document(wish.document, steps)
+        document = _group_document(document, steps)
         row.unfinished = steps.more or steps.waiting_for is not None
     event = ProvisioningEvent(
         id=wish.event_id,
@@ -473,6 +475,40 @@ def _send(row: Row, wish: Wish, now: float, others: Others, connector: str, *, r
     )
     row.body = encode(event)
     return []
+
+
+def _with_cleared(document: bytes, settled: bytes) -> bytes:
+    """The wish, with null where the product still holds something that is no longer wished.
+
+    A stored document has no nulls: an attribute that was cleared is simply not there. A connector has to tell that from one
+    nobody ever spoke of, which keeps the product's value (vendor rule A4).
+    """
+    wished, held = msgspec.json.decode(document), msgspec.json.decode(settled)
+    return msgspec.json.encode(_marked(wished, held)) if _clears(wished, held) else document
+
+
+def _clears(wished: dict[str, Any], held: dict[str, Any]) -> bool:
+    if held.keys() - wished.keys():
+        return True
+    return any(isinstance(v, dict) and isinstance(wished[k], dict) and _clears(wished[k], v) for k, v in held.items())
+
+
+def _marked(wished: dict[str, Any], held: dict[str, Any]) -> dict[str, Any]:
+    marked: dict[str, Any] = dict.fromkeys(held.keys() - wished.keys())
+    for key, value in held.items():
+        if isinstance(value, dict):
+            there = wished.get(key, {})
+            if isinstance(there, dict):
+                marked[key] = _marked(there, value)
+    return {**wished, **marked}
+
+
+def _unmarked(document: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _unmarked(value) if isinstance(value, dict) else value
+        for key, value in document.items()
+        if value is not None and not (isinstance(value, dict) and not _unmarked(value))
+    }
 
 
 def _group_document(document: bytes, steps: MemberSteps) -> bytes:
@@ -793,7 +829,9 @@ def _document_of(sent: bytes | None, row: Row) -> bytes:
     if row.kind == "group":
         group = msgspec.json.decode(sent, type=ProvisioningEvent).group()
         return msgspec.json.encode(msgspec.structs.replace(group, add=(), remove=()))
-    return bytes(msgspec.json.decode(sent, type=ProvisioningEvent).document)
+    return msgspec.json.encode(
+        _unmarked(msgspec.json.decode(msgspec.json.decode(sent, type=ProvisioningEvent).document))
+    )
 
 
 def _report_sightings(row: Row, outcome: Outcome, others: Others) -> list[Effect]:

@@ -97,7 +97,8 @@ class User(Struct, frozen=True, omit_defaults=True, rename="camel", kw_only=True
         """Read a stored document.
 
         Args:
-            document: a SCIM document with canonical attribute names (as the gateway stores it).
+            document: a SCIM document with canonical attribute names (as the gateway stores it); null where the product still
+                holds something that was cleared.
 
         Raises:
             msgspec.ValidationError: a known attribute has a type it cannot have.
@@ -110,10 +111,13 @@ class User(Struct, frozen=True, omit_defaults=True, rename="camel", kw_only=True
             elif key.startswith("urn:"):
                 if isinstance(value, dict):
                     extensions[key] = value
-            elif value is not None:
+            elif value is not None or key in _CLEARABLE:
                 plain[key] = value
+        if "role" in plain and "roles" not in plain:
+            plain["roles"] = plain.pop("role")  # vendor requirement B14 names it once so and once so
         if "roles" in plain:
-            plain["roles"] = [unwrap_role(role) for role in as_list(plain["roles"])]
+            roles = plain["roles"]
+            plain["roles"] = [] if roles is None else [unwrap_role(role) for role in as_list(roles)]
         plain["extensions"] = extensions
         return msgspec.convert(plain, cls, strict=False)
 
@@ -129,6 +133,24 @@ class User(Struct, frozen=True, omit_defaults=True, rename="camel", kw_only=True
     def phone_number(self, type_: str) -> str | None:
         """The number of one type (`work`, `mobile`, `fax`), or None."""
         return _value_of_type(self.phone_numbers, type_)
+
+
+_CLEARABLE = frozenset(
+    (
+        "externalId",
+        "displayName",
+        "nickName",
+        "profileUrl",
+        "title",
+        "userType",
+        "preferredLanguage",
+        "locale",
+        "timezone",
+        "roles",
+        "role",
+    )
+)
+"""Attributes of which a connector is told that they were cleared; lists but roles are then simply empty."""
 
 
 class Member(Struct, frozen=True, omit_defaults=True):

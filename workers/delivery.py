@@ -195,7 +195,8 @@ async def _run(
     elif event.deleted:
         await _delete(event, report, ctx, steps, owned)
     else:
-        await _write(event, report, ctx, steps, account, owned)
+        inactive = isinstance(wish, User) and not wish.is_active
+        await _write(event, report, ctx, steps, account, owned, inactive=inactive)
 
 
 def _wish_of(event: ProvisioningEvent) -> User | Group:
@@ -241,7 +242,14 @@ async def _delete(event: ProvisioningEvent, report: Report, ctx: Delivery, steps
 
 
 async def _write(
-    event: ProvisioningEvent, report: Report, ctx: Delivery, steps: Steps, account: Any, owned: Ownership
+    event: ProvisioningEvent,
+    report: Report,
+    ctx: Delivery,
+    steps: Steps,
+    account: Any,
+    owned: Ownership,
+    *,
+    inactive: bool,
 ) -> None:
     account_id = event.account_id
     for stray in event.strays:
@@ -277,6 +285,9 @@ async def _write(
             _refuse_foreign(found)
             report.sightings += _sightings(found)
             report.result = Result.FOUND
+            return
+        if last and inactive:  # the linked account is gone, and nobody shall be let in: nothing is left to do (rule A6)
+            report.result = Result.APPLIED
             return
         owned.check()
         report.wrote = True
