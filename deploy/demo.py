@@ -34,6 +34,8 @@ from deploy.local import (
 from schemas import logs
 
 PEOPLE = 20
+GROUPS = 2
+"""Groups of the one target that takes any, with everybody in one of them."""
 START_WAIT_S = 60.0
 APPLY_WAIT_S = 120.0
 KEY_DAYS = 90
@@ -259,7 +261,11 @@ class _Demo:
             "talkdesk": entra.TALKDESK,
             "observe": entra.OBSERVE,
         }
-        self.console.print(f"\nThe emulated Entra runs its first cycle: {PEOPLE} people for each target.")
+        groups = {"observe": entra.make_groups(people, GROUPS)}
+        self.console.print(
+            f"\nThe emulated Entra runs its first cycle: {PEOPLE} people for each target, {GROUPS} groups for observe.",
+            soft_wrap=True,
+        )
         columns = (TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         reports: dict[str, entra.CycleReport] = {}
         with Progress(*columns, console=self.console, transient=True) as progress:
@@ -273,9 +279,10 @@ class _Demo:
                 job = entra.ProvisioningJob(
                     self._tenant_url(target),
                     self.tokens[target],
-                    entra.Directory(people),
+                    entra.Directory(people, groups.get(target, ())),
                     mappings[target],
                     connections=2,
+                    provision_groups=target in groups,
                 )
                 async with job:
                     reports[target] = await job.initial_cycle(on_progress=on_progress)
@@ -294,26 +301,29 @@ class _Demo:
                 await asyncio.gather(cycles, return_exceptions=True)
                 return
             await cycles
-        applied = await self._wait_until_applied(stop)
+        applied = await self._wait_until_applied(stop, {name: PEOPLE + len(groups.get(name, ())) for name in mappings})
         table = Table(
             "target", "created", "updated", "failed", "applied", "accounts at the product", box=None, pad_edge=False
         )
         for target, report in reports.items():
-            accounts = await self._accounts(target)
-            table.add_row(
-                target,
-                *(str(n) for n in (report.created, report.updated, report.failed, applied.get(target, 0))),
-                accounts,
-            )
+            failed = report.failed + report.failed_references
+            counts = (report.created, report.updated, failed, applied.get(target, 0))
+            table.add_row(target, *map(str, counts), await self._accounts(target))
         self.console.print(table)
+        for target in groups:
+            report = reports[target]
+            created, members = report.groups_created, report.memberships
+            self.console.print(
+                f"Applied at {target} includes {GROUPS} groups: {created} created, {members} members sent."
+            )
 
-    async def _wait_until_applied(self, stop: asyncio.Event) -> dict[str, int]:
+    async def _wait_until_applied(self, stop: asyncio.Event, expected: dict[str, int]) -> dict[str, int]:
         deadline = time.monotonic() + APPLY_WAIT_S
         applied: dict[str, int] = {}
         while time.monotonic() < deadline and not stop.is_set():
             status = await self._api("GET", "/api/v1/status")
             applied = {t["name"]: t["counts"]["applied"] for t in status["targets"]}
-            if all(count >= PEOPLE for count in applied.values()):
+            if all(applied.get(name, 0) >= count for name, count in expected.items()):
                 break
             await asyncio.sleep(0.2)
         return applied
