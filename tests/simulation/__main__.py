@@ -6,54 +6,10 @@ Prints the seeds that broke a promise, and how fast it went. Exit code 1 when an
 from __future__ import annotations
 
 import argparse
-import collections
-import logging
-import multiprocessing
 import sys
-import time
 
-import structlog
-
-from tests.simulation.world import PROTECTIONS, World
-
-
-def silence() -> None:
-    """The engine's log lines are of no interest here."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-
-
-def one(job: tuple[int, frozenset[str]]) -> tuple[int, list[str], collections.Counter[str]]:
-    """Play one seed."""
-    silence()
-    seed, without = job
-    world = World(seed, without).play()
-    return seed, sorted(set(world.violations)), world.stats
-
-
-def many(seeds: range, without: frozenset[str], processes: int | None = None) -> dict[str, object]:
-    """Play many seeds on all cores."""
-    kinds: collections.Counter[str] = collections.Counter()
-    first: dict[str, int] = {}
-    stats: collections.Counter[str] = collections.Counter()
-    bad = []
-    started = time.monotonic()
-    with multiprocessing.get_context("fork").Pool(processes) as pool:
-        for seed, violations, counts in pool.imap_unordered(one, [(s, without) for s in seeds], 10):
-            stats.update(counts)
-            if violations:
-                bad.append(seed)
-            for kind in violations:
-                kinds[kind] += 1
-                first[kind] = min(seed, first.get(kind, seed))
-    seconds = time.monotonic() - started
-    return {
-        "without": sorted(without),
-        "seeds": len(seeds),
-        "violating": sorted(bad),
-        "kinds": {kind: [count, first[kind]] for kind, count in kinds.most_common()},
-        "seeds_per_minute": round(len(seeds) / seconds * 60),
-        "stats": dict(stats.most_common()),
-    }
+from tests.simulation.play import Rules, many, silence
+from tests.simulation.world import PROTECTIONS, WEATHERS
 
 
 def main() -> int:
@@ -63,11 +19,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--trace", action="store_true")
     parser.add_argument("--without", action="append", choices=PROTECTIONS, default=[])
+    parser.add_argument("--weather", choices=WEATHERS, default="common")
+    parser.add_argument("--late-effects", action="store_true")
     arguments = parser.parse_args()
-    without = frozenset(arguments.without)
+    rules = Rules(frozenset(arguments.without), arguments.weather, arguments.late_effects)
     if arguments.seed is not None:
         silence()
-        world = World(arguments.seed, without)
+        world = rules.world(arguments.seed)
         if arguments.trace:
             world.trace = []
         world.play()
@@ -75,10 +33,14 @@ def main() -> int:
             print(*line)
         print(f"seed {arguments.seed}:", sorted(set(world.violations)) or "no promise broken")
         return 1 if world.violations else 0
-    result = many(range(arguments.first, arguments.first + arguments.seeds), without)
-    for name, value in result.items():
-        print(f"{name}: {value}")
-    return 1 if result["violating"] else 0
+    played = many(range(arguments.first, arguments.first + arguments.seeds), rules)
+    print("without:", ", ".join(sorted(rules.without)) or "nothing", "- weather:", rules.weather)
+    print(f"seeds: {played.seeds}, {round(played.seeds / played.seconds * 60)} a minute")
+    print("stats:", played.stats)
+    print("violating:", list(played.violating))
+    for kind, (count, first) in played.kinds.items():
+        print(f"  {count} x {kind}, first: {rules.command(first)}")
+    return 1 if played.violating else 0
 
 
 if __name__ == "__main__":

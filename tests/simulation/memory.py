@@ -10,12 +10,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
+
 from gateway.ledger import Keys, Tally
 from gateway.lifecycle import Doubts, MemberSteps, Row, TargetRow, Wish
 from gateway.patch import MemberChange
+from gateway.visibility import is_visible
 from schemas.events import Outcome
 from schemas.resources import Member
 from schemas.states import Change, Result, State
+from schemas.topology import SETTLE_S
 
 
 def clone(row: Row) -> Row:
@@ -28,6 +32,10 @@ def clone(row: Row) -> Row:
     return twin
 
 
+Place = tuple[str, str, str]
+"""Target, kind, and an identity or account id."""
+
+
 class Memory:
     """All tables of one gateway cluster."""
 
@@ -36,9 +44,9 @@ class Memory:
         self.order: dict[str, int] = {}
         self.keys: dict[str, Keys] = {}
         self.unique: dict[tuple[str, str, str, str], str] = {}
-        self.held: dict[str, set[str]] = defaultdict(set)
-        self.wished: dict[str, set[str]] = defaultdict(set)
-        self.links: dict[str, str] = {}
+        self.held: dict[Place, set[str]] = defaultdict(set)
+        self.wished: dict[Place, set[str]] = defaultdict(set)
+        self.links: dict[Place, str] = {}
         self.events: dict[str, dict[int, list[Any]]] = defaultdict(dict)
         self.event_ids: dict[str, tuple[str, int]] = {}
         self.attempts: dict[str, Outcome] = {}
@@ -51,26 +59,33 @@ class Memory:
 
 
 class MemoryLedger:
-    """One transaction on `Memory`; jobs run alone, so there is nothing to isolate."""
+    """One transaction on `Memory`; jobs run alone, so there is nothing to isolate.
 
-    def __init__(self, memory: Memory, *, identity_order: bool = True) -> None:
+    Args:
+        without: protections to leave out. `R2`: nobody ever seems to hold an identity. `dirty`: nobody remembers a doubt.
+            `outbox`: nobody finds an event that was committed and not published.
+    """
+
+    def __init__(self, memory: Memory, without: frozenset[str] = frozenset()) -> None:
         self.m = memory
-        self.identity_order = identity_order
+        self.without = without
+        self._closed: dict[str, tuple[int, str]] = {}
 
     # Others
     def holders(self, row: Row, identities: Iterable[str]) -> list[Row]:
-        if not self.identity_order:
+        if "R2" in self.without:
             return []
         found = sorted(
-            {r for name in identities for r in self.m.held.get(name, ()) if r != row.id}, key=self.m.order.__getitem__
+            {r for name in identities for r in self.m.held.get((row.target, row.kind, name), ()) if r != row.id},
+            key=self.m.order.__getitem__,
         )
         return [clone(self.m.rows[r]) for r in found]
 
     def wished(self, row: Row, identity: str) -> bool:
-        return any(r != row.id for r in self.m.wished.get(identity, ()))
+        return any(r != row.id for r in self.m.wished.get((row.target, row.kind, identity), ()))
 
     def owner(self, row: Row, account_id: str) -> Row | None:
-        resource = self.m.links.get(account_id)
+        resource = self.m.links.get((row.target, row.kind, account_id))
         return clone(self.m.rows[resource]) if resource is not None and resource != row.id else None
 
     def past(self, row: Row) -> Sequence[Wish]:
@@ -85,27 +100,32 @@ class MemoryLedger:
     def save(self, row: Row) -> None:
         m = self.m
         old = m.rows.get(row.id)
+        at = (row.target, row.kind)
         if old is not None:
             for name in old.held():
-                m.held[name].discard(row.id)
+                m.held[*at, name].discard(row.id)
             if not old.deleted:
                 for name in old.identities:
-                    m.wished[name].discard(row.id)
-            if old.account_id and m.links.get(old.account_id) == row.id:
-                del m.links[old.account_id]
+                    m.wished[*at, name].discard(row.id)
+            if old.account_id and m.links.get((*at, old.account_id)) == row.id:
+                del m.links[*at, old.account_id]
         else:
             m.order[row.id] = len(m.order)
         new = clone(row)
+        if "dirty" in self.without and new.dirty:
+            new.dirty = False
+            if new.state is State.QUEUED and not new.open:
+                new.state = State.APPLIED
         m.rows[row.id] = new
         for name in new.held():
-            m.held[name].add(row.id)
+            m.held[*at, name].add(row.id)
         if not new.deleted:
             for name in new.identities:
-                m.wished[name].add(row.id)
-        if new.account_id and new.state is not State.GONE:
-            if m.links.get(new.account_id, row.id) != row.id:
+                m.wished[*at, name].add(row.id)
+        if new.account_id:
+            if m.links.get((*at, new.account_id), row.id) != row.id:
                 m.violations.append("one account linked twice (I8)")
-            m.links[new.account_id] = row.id
+            m.links[*at, new.account_id] = row.id
         self._check(new, old)
 
     def _check(self, row: Row, old: Row | None) -> None:
@@ -143,12 +163,16 @@ class MemoryLedger:
         if row.generation != len(events) + 1:
             self.m.violations.append("generations have a gap (I2)")
         wish = Wish(row.generation, row.event_id, row.identities, row.document, row.change, row.deleted)
-        events[row.generation] = [None, wish]
+        events[row.generation] = [None, wish, row.modified_at]
         self.m.event_ids[row.event_id] = (row.id, row.generation)
-        if row.settled_generation >= row.generation:  # settled in the very transaction that accepted it
+        generation, outcome = self._closed.get(row.id, (0, ""))
+        if row.generation <= generation:  # settled in the very transaction that accepted it
+            events[row.generation][0] = outcome if row.generation == generation else "superseded"
+        elif row.settled_generation >= row.generation:
             events[row.generation][0] = "noop"
 
     def close_events(self, resource: str, generation: int, outcome: str, now: float) -> None:
+        self._closed[resource] = (generation, outcome)
         for g, event in self.m.events[resource].items():
             if g <= generation and event[0] is None:
                 event[0] = outcome if g == generation else "superseded"
@@ -162,10 +186,10 @@ class MemoryLedger:
 
     # dispatcher
     def in_flight(self, target: str) -> int:
-        return sum(1 for r in self.m.rows.values() if r.in_flight is not None)
+        return sum(1 for r in self.m.rows.values() if r.in_flight is not None and r.target == target)
 
     def due(self, target: str, now: float, limit: int) -> Sequence[Row]:
-        rows = [r for r in self.m.rows.values() if r.waiting and r.next_at <= now]
+        rows = [r for r in self.m.rows.values() if r.waiting and r.next_at <= now and r.target == target]
         rows.sort(key=lambda r: (r.priority, r.next_at, self.m.order[r.id]))
         return [clone(r) for r in rows[:limit]]
 
@@ -173,6 +197,8 @@ class MemoryLedger:
         return sorted({r.target for r in self.m.rows.values() if r.waiting and r.next_at <= now})
 
     def unpublished(self, limit: int) -> Sequence[Row]:
+        if "outbox" in self.without:
+            return []
         return [clone(r) for r in self.m.rows.values() if r.in_flight is not None and not r.published][:limit]
 
     def unheard(self, before: float, limit: int) -> Sequence[Row]:
@@ -212,7 +238,9 @@ class MemoryLedger:
         self.m.targets[target.name] = copy.copy(target)
 
     def tally(self, target: str, since: float) -> Tally:
-        recent = [o for o in self.m.recent[-200:] if o.ended_at >= since and o.result is not Result.GAVE_UP]
+        recent = [
+            o for o in self.m.recent if o.target == target and o.ended_at >= since and o.result is not Result.GAVE_UP
+        ]
         failed = [o for o in recent if o.result is Result.RETRY]
         in_a_row = 0
         for o in reversed(recent):
@@ -223,34 +251,55 @@ class MemoryLedger:
 
     def hasten(self, target: str, now: float) -> None:
         for row in self.m.rows.values():
-            if row.state is State.RETRYING and not row.ambiguous and row.in_flight is None:
+            mine = row.target == target and row.state is State.RETRYING
+            if mine and not row.ambiguous and row.in_flight is None:
                 row.next_at = min(row.next_at, now)
 
     def dead_alike(self, target: str, fingerprint: str, since: float) -> tuple[int, int]:
-        tried = {o.resource for o in self.m.recent[-2000:] if o.ended_at >= since}
-        dead = {
-            r.id
+        tried = {o.resource for o in self.m.recent if o.target == target and o.ended_at >= since}
+        return len(self._buried(target, fingerprint, since)), len(tried)
+
+    def _buried(self, target: str, fingerprint: str, since: float) -> list[Row]:
+        return [
+            r
             for r in self.m.rows.values()
-            if r.state is State.DEAD
+            if r.target == target
+            and r.state is State.DEAD
             and r.reason is not None
             and r.reason.fingerprint() == fingerprint
             and r.settled_at >= since
-        }
-        return len(dead), len(tried)
+        ]
 
     def unbury(self, target: str, fingerprint: str, since: float, now: float) -> int:
-        return 0
+        buried = self._buried(target, fingerprint, since)
+        for row in buried:
+            event = self.m.events[row.id].get(row.generation)
+            if event is not None and event[0] == "rejected":
+                event[0] = None
+            again = msgspec.structs.replace(
+                clone(row),
+                state=State.QUEUED,
+                settled_generation=row.generation - 1,
+                attempt=0,
+                poisoned=0,
+                first_failed_at=None,
+                next_at=max(now, row.settled_at + SETTLE_S) if row.ambiguous else now,
+            )
+            self.m.rows[row.id] = again
+        return len(buried)
 
     def deprovisioned(self, target: str, since: float) -> int:
         return sum(
             1
-            for events in self.m.events.values()
-            for event in events.values()
-            if event[1].change in (Change.DELETE, Change.DEACTIVATE)
+            for resource, events in self.m.events.items()
+            for _, wish, created_at in events.values()
+            if wish.change in (Change.DELETE, Change.DEACTIVATE)
+            and created_at >= since
+            and self.m.rows[resource].target == target
         )
 
     def population(self, target: str) -> int:
-        return sum(1 for r in self.m.rows.values() if not r.deleted)
+        return sum(1 for r in self.m.rows.values() if r.target == target and is_visible(r))
 
     # members
     def change_members(self, group: str, changes: Sequence[MemberChange]) -> bool:
@@ -299,7 +348,7 @@ class MemoryLedger:
             members.pop(resource, None)
 
     def streams(self) -> dict[str, str]:
-        return self.m.known
+        return dict(self.m.known)
 
     def save_stream(self, name: str, created: str) -> None:
         self.m.known[name] = created

@@ -5,7 +5,8 @@ Simulated are time, randomness, the store's tables, the broker (rules measured o
 message of a subject, stale acks after a re-creation), the connection of every process, and the vendor. A process may die or
 freeze at any await.
 
-A protection can be taken away by name (see PROTECTIONS), always through an injected part, to show that the checker notices.
+A protection can be taken away by name (see PROTECTIONS), always through an injected part, to show that the checker notices;
+some are needed so rarely that it takes rougher weather than usual (see WEATHERS).
 """
 
 from __future__ import annotations
@@ -15,32 +16,69 @@ import functools
 import heapq
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from datetime import datetime
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from connectors.contract import Delivery, Found
 from gateway.bus import Message, ProbeReply, Published
 from gateway.dispatch import Dispatcher, act_before
 from gateway.intake import Intake, Waiters
+from gateway.ledger import Ledger
 from gateway.lifecycle import Row
 from gateway.outcomes import Outcomes
 from schemas.config import BrakeSettings, RetrySettings, TargetSettings
 from schemas.errors import Conflict, Gone, Misconfigured, RateLimited, Rejected, Unavailable
 from schemas.events import Begin, Outcome, decode_event, decode_outcome, encode
 from schemas.states import Result, State
-from schemas.topology import ACK_WAIT_S, CALL_S, DUPLICATE_WINDOW_S, OUTCOMES, OWNED_S, SIGNAL_EVERY_S, WORK
-from tests.simulation.memory import Memory, MemoryLedger
+from schemas.topology import ACK_WAIT_S, CALL_S, DUPLICATE_WINDOW_S, OUTCOMES, OWNED_S, REST_S, SIGNAL_EVERY_S, WORK
+from tests.simulation.books import Books, MemoryBooks
+from tests.simulation.memory import MemoryLedger
 from workers.delivery import NotOurs, deliver
 
 TARGET = "t"
 ROUND_S = 260.0
 QUIET_S = 2_200.0
 NAMES = "abcdefgh"
-PROTECTIONS = ("sweeper", "fence", "lookup", "R1", "R2", "R3", "refusal")
+PROTECTIONS = ("sweeper", "outbox", "fence", "dirty", "lookup", "refusal", "R1", "R2", "R3", "R6", "R7")
 SETTINGS = TargetSettings(
     connector="sim", window=4, brake=BrakeSettings(enabled=False), retry=RetrySettings(wait_max_s=60.0)
 )
+
+
+class Weather(Struct, frozen=True):
+    """How rough a world is: probabilities per occasion, seconds.
+
+    Args:
+        crash: a process dies at a place where it may.
+        freeze: a process stops there for a while and goes on later.
+        lost: an answer of the broker is lost although it acted.
+        unacknowledged: a worker's acknowledgement never arrives.
+        late: an outcome is handed to the gateways up to `late_s` later.
+        remembers_s: how long the broker knows a message's id.
+        slow: a call to the vendor takes seconds, or longer than the call limit.
+    """
+
+    crash: float = 0.002
+    freeze: float = 0.004
+    lost: float = 0.06
+    unacknowledged: float = 0.0
+    late: float = 0.04
+    late_s: float = 60.0
+    remembers_s: float = DUPLICATE_WINDOW_S
+    slow: float = 0.15
+
+
+WEATHERS = {
+    "common": Weather(),
+    # confirmations get lost and the broker knows an id hardly longer than an event is fresh: copies of events abound
+    "forgetful": Weather(crash=0.0005, freeze=0.001, lost=0.7, remembers_s=15.0, slow=0.8),
+    # outcomes come late and acknowledgements not at all: outcomes of earlier deliveries abound
+    "tardy": Weather(crash=0.0, freeze=0.0, unacknowledged=0.9, late=0.3, late_s=90.0, slow=0.7),
+}
+COMMON = WEATHERS["common"]
 
 
 class Sleep:
@@ -87,11 +125,28 @@ class Work:
 
 
 class World:
-    """One seeded run."""
+    """One seeded run.
 
-    def __init__(self, seed: int, without: frozenset[str] = frozenset(), *, late_effects: bool = False) -> None:
+    Args:
+        without: protections that are taken away.
+        late_effects: a frozen worker's bytes may leave right after the thaw, so that the vendor acts later than any wait of ours.
+            No gateway can order what a vendor does then, so promises may break; the order of generations is only counted.
+        weather: how rough it is.
+        books: the status store; in memory unless told otherwise.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        without: frozenset[str] = frozenset(),
+        *,
+        late_effects: bool = False,
+        weather: Weather = COMMON,
+        books: Books | None = None,
+    ) -> None:
         self.random = random.Random(seed)
         self.late_effects = late_effects
+        self.weather = weather
         self.without = without
         self.now = 0.0
         self.heap: list[tuple[float, int, Process | None, int, Coroutine[Any, Any, Any]]] = []
@@ -100,14 +155,15 @@ class World:
         self.stats: collections.Counter[str] = collections.Counter()
         self.violations: list[str] = []
         self.trace: list[tuple[Any, ...]] | None = None
-        self.memory = Memory()
-        self.events: dict[str, tuple[str, int]] = {}
+        self.books = books or MemoryBooks(without)
+        self.memory = self.books.memory
         # broker
         self.up = True
         self.connection = 0
         self.work: list[Work] = []
         self.out: list[dict[str, Any]] = []
         self.epoch = {WORK: 0, OUTCOMES: 0}
+        self.created = {WORK: -1.0, OUTCOMES: -1.0}
         self.sequence = {WORK: 0, OUTCOMES: 0}
         self.ids: dict[str, float] = {}
         # vendor
@@ -207,9 +263,9 @@ class World:
         """A place where a process may die or freeze."""
         if self.faults:
             x = self.random.random()
-            if x < 0.002 * rate:
+            if x < self.weather.crash * rate:
                 self.crash(process)
-            elif x < 0.006 * rate:
+            elif x < (self.weather.crash + self.weather.freeze) * rate:
                 process.frozen = self.now + self.random.choice([5, 12, 20, 33, 45, 70, 150])
                 self.stats["freeze"] += 1
                 self.log("freeze", process.name, process.frozen)
@@ -232,7 +288,7 @@ class World:
         return self.live(process) and self.now >= process.mute and self.up
 
     def lost(self) -> bool:
-        return self.faults and self.random.random() < 0.06
+        return self.faults and self.random.random() < self.weather.lost
 
     # ---- broker
 
@@ -243,7 +299,7 @@ class World:
             self.stats["refused"] += 1
             return Published.REFUSED
         self.sequence[WORK] += 1
-        self.ids[message_id] = self.now + DUPLICATE_WINDOW_S
+        self.ids[message_id] = self.now + self.weather.remembers_s
         self.work.append(Work(message, self.sequence[WORK], self.epoch[WORK], self.now, message_id))
         return Published.STORED
 
@@ -264,7 +320,11 @@ class World:
             return
         self.sequence[OUTCOMES] += 1
         self.ids[outcome.id] = self.now + DUPLICATE_WINDOW_S
-        late = self.now + self.random.uniform(1, 60) if self.faults and self.random.random() < 0.04 else 0.0
+        late = (
+            self.now + self.random.uniform(1, self.weather.late_s)
+            if self.faults and self.random.random() < self.weather.late
+            else 0.0
+        )
         self.out.append(
             {"sequence": self.sequence[OUTCOMES], "epoch": self.epoch[OUTCOMES], "body": encode(outcome), "at": late}
         )
@@ -272,6 +332,7 @@ class World:
     def restart(self, wipe: Sequence[str] = ()) -> None:
         for name in wipe:
             self.epoch[name] += 1
+            self.created[name] = self.now
             self.sequence[name] = 0
             self.stats[f"wipe {name}"] += 1
             self.log("wipe", name)
@@ -343,9 +404,17 @@ class World:
         work = held.work
         await self.point(process)
         event = decode_event(work.message.body)
-        fresh = (
-            held.deliveries == 1 and work.stored <= act_before(work.message) and process.connection == held.connection
+        # an earlier stream may have carried the same event: another worker may hold a copy of it (workers/receiving.py)
+        older_stream = datetime.fromisoformat(event.recorded_at).timestamp() <= self.created[WORK]
+        fresh = "R6" in self.without or (
+            held.deliveries == 1
+            and work.stored <= act_before(work.message)
+            and process.connection == held.connection
+            and not older_stream
         )
+        if not fresh and older_stream and self.now < work.stored + REST_S:
+            work.deadline = min(work.deadline, work.stored + REST_S)  # given back until then
+            return
         if not fresh:
             fence = self.memory.rows[event.resource].fence if "fence" in self.without else event.fence
             go = await self.ask(process, Begin(TARGET, event.resource, fence, held.deliveries))
@@ -375,7 +444,9 @@ class World:
             if await self.report(process, held, outcome):
                 owned = held.owned()
                 await self.point(process, 3)
-                if owned and self.through(process):
+                if self.weather.unacknowledged and self.faults and self.random.random() < self.weather.unacknowledged:
+                    self.stats["ack lost"] += 1
+                elif owned and self.through(process):
                     self.settle_message(work.sequence, work.epoch, ack=True)
                 elif (
                     owned and self.faults and self.random.random() < 0.5
@@ -450,7 +521,7 @@ class World:
 
     async def effect(self, box: list[Any], op: str, source: str, account_id: str | None, key: str, doc: int) -> None:
         """What the vendor does, some time after the bytes left."""
-        rid, generation = self.events[source]
+        rid, generation = self.memory.event_ids[source]
         row = self.memory.rows[rid]
         account = self.accounts.get(account_id or "")
         if not self.credential:
@@ -591,10 +662,12 @@ class World:
                 self.credential = True
 
     def pause(self, by: str | None) -> None:
-        ledger = MemoryLedger(self.memory)
-        target = ledger.target(TARGET)
-        target.paused_by = by
-        ledger.save_target(target)
+        def job(ledger: Ledger) -> None:
+            target = ledger.target(TARGET)
+            target.paused_by = by
+            ledger.save_target(target)
+
+        self.books.run(job)
 
     # ---- promises
 
@@ -628,9 +701,9 @@ class World:
             return False
         if row.blocked_on == "identity held at the product":
             holder = self.by_key.get(self.name_of(row))
-            if holder is not None and holder not in self.memory.links:
+            if holder is not None and (TARGET, "user", holder) not in self.memory.links:
                 return True  # by an account nobody owns
-        holders = MemoryLedger(self.memory).holders(row, row.identities)
+        holders = MemoryLedger(self.memory, self.without).holders(row, row.identities)
         return any(self.waits_for_a_person(h, (*seen, row.id)) for h in holders)
 
     def quiet(self) -> bool:
@@ -698,25 +771,16 @@ class SimStore:
         self.world = world
         self.process = process
 
-    def _execute(self, job: Callable[[Any], Any]) -> Any:
-        w = self.world
-        before = {rid: len(events) for rid, events in w.memory.events.items()}
-        result = job(MemoryLedger(w.memory, identity_order="R2" not in w.without))
-        for rid, events in w.memory.events.items():
-            for generation in range(before.get(rid, 0) + 1, len(events) + 1):
-                w.events[events[generation][1].event_id] = (rid, generation)
-        return result
-
     async def run(self, job: Callable[[Any], Any]) -> Any:
         await self.world.point(self.process)
-        result = self._execute(job)
+        result = self.world.books.run(job)
         await self.world.point(self.process)
         return result
 
     def post(self, job: Callable[[Any], Any]) -> None:
         async def later() -> None:
             await self.world.point(self.process)
-            self._execute(job)
+            self.world.books.run(job)
 
         self.world.spawn(self.process, later())
 
@@ -802,6 +866,8 @@ class Held:
 
     def owned(self) -> bool:
         w = self.world
+        if "R7" in w.without:
+            return True
         if w.now - self.renewed > OWNED_S:
             self.late = True
         return w.live(self.process) and self.process.connection == self.connection and not self.late
@@ -854,9 +920,9 @@ class SimConnector:
         y = w.random.random()
         latency = (
             w.random.uniform(0.02, 0.4)
-            if y < 0.85 or not w.faults
+            if y < 1 - w.weather.slow or not w.faults
             else w.random.uniform(1, 9)
-            if y < 0.96
+            if y < 1 - w.weather.slow * 4 / 15
             else w.random.uniform(9, 25)
         )
         box: list[Any] = []
