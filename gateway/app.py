@@ -138,7 +138,7 @@ class Gateway:
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT; requests in work are finished."""
         config = self.config
-        self.store = await asyncio.to_thread(Store.open, self._store_location())
+        self.store = await asyncio.to_thread(Store.open, self._store_location(), jobs_in_loop=True)
         clock = SystemClock()
         self.presences = Presences(self._on_worker_changed)
         await self._remember_specs()

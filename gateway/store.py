@@ -59,6 +59,7 @@ from gateway.tables import (
 from gateway.visibility import is_visible
 from gateway.writer import (
     JOBS_WAITING_MAX,
+    NearWriter,
     StoreClosed,
     StoreConflict,
     StoreError,
@@ -979,7 +980,9 @@ def _audit_record(columns: tuple[Any, ...]) -> AuditRecord:
 class Store:
     """See the module. Open it with `Store.open`; close it with `close`."""
 
-    def __init__(self, engine: sa.Engine, *, jobs_waiting_max: int = JOBS_WAITING_MAX) -> None:
+    def __init__(
+        self, engine: sa.Engine, *, jobs_waiting_max: int = JOBS_WAITING_MAX, jobs_in_loop: bool = False
+    ) -> None:
         self._engine = engine
         self.engine = engine.dialect.name
         """`sqlite` or `postgresql`."""
@@ -988,14 +991,18 @@ class Store:
         self._readers: list[_Connection] = []
         self._threads = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="store-reader")
         self._near = Reader(self._connect_reader()) if self.engine == "sqlite" else None
-        self._writer: Writer[Transaction] = Writer(self._connect_writer, jobs_waiting_max=jobs_waiting_max)
+        writer = NearWriter[Transaction] if jobs_in_loop and self.engine == "sqlite" else Writer[Transaction]
+        self._writer: Writer[Transaction] = writer(self._connect_writer, jobs_waiting_max=jobs_waiting_max)
 
     @classmethod
-    def open(cls, location: str | Path, *, jobs_waiting_max: int = JOBS_WAITING_MAX) -> Store:
+    def open(
+        cls, location: str | Path, *, jobs_waiting_max: int = JOBS_WAITING_MAX, jobs_in_loop: bool = False
+    ) -> Store:
         """Open a store, creating it or bringing its tables up to date first. Blocks; call it before serving.
 
         Args:
             location: an SQLite file, or `postgresql://…` (the password in it never appears in an error).
+            jobs_in_loop: on SQLite run jobs in the event loop (`writer.NearWriter`): more of them, if they are short.
 
         Raises:
             StoreRefused: it may not be used: network file system, fsync off, written by a newer version, or not there.
@@ -1004,7 +1011,7 @@ class Store:
         try:
             check_durability(engine)
             migrate(engine)
-            return cls(engine, jobs_waiting_max=jobs_waiting_max)
+            return cls(engine, jobs_waiting_max=jobs_waiting_max, jobs_in_loop=jobs_in_loop)
         except (sa.exc.DBAPIError, sqlite3.Error, psycopg.Error) as exc:
             driver = exc.orig if isinstance(exc, sa.exc.DBAPIError) else exc
             engine.dispose()

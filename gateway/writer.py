@@ -1,7 +1,8 @@
-"""One thread writes: many jobs share one transaction, and a job's result is handed over after the commit, never before.
+"""One at a time writes: many jobs share one transaction, and a job's result is handed over after the commit, never before.
 
-The thread knows no SQL. A session (a connection of `gateway/store.py`) says how to begin, commit and roll back, and which errors
-mean that the database is away rather than that a job is wrong.
+`Writer` does everything in one thread; `NearWriter` runs the jobs in the event loop and only commits in the thread. Both know no
+SQL. A session (a connection of `gateway/store.py`) says how to begin, commit and roll back, and which errors mean that the
+database is away rather than that a job is wrong.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -18,6 +20,8 @@ JOBS_WAITING_MAX = 20_000
 """Jobs that wait for the writer; beyond it new ones are refused, or a slow disk would fill the memory."""
 BATCH_JOBS_MAX = 256
 """Jobs per transaction: enough to share one fsync, few enough that nobody waits long for the others."""
+NEAR_BATCH_JOBS_MAX = 64
+"""The same where jobs run in the event loop: a few milliseconds in which it does nothing else."""
 CLOSE_WAIT_S = 30.0
 
 log = logger()
@@ -158,13 +162,16 @@ class Writer(Generic[TransactionT]):
                     self._process(batch)
                     batch = []
         except BaseException as exc:
-            log.critical("store.writer_died", error=type(exc).__name__)
-            with self._door:
-                self._over = StoreClosed(f"the store's writer has died ({type(exc).__name__}); restart the gateway")
+            self._died(exc)
         finally:
             if self._session is not None:
                 self._session.close()
             self._fail_waiting(batch)
+
+    def _died(self, exc: BaseException) -> None:
+        log.critical("store.writer_died", error=type(exc).__name__)
+        with self._door:
+            self._over = StoreClosed(f"the store's writer has died ({type(exc).__name__}); restart the gateway")
 
     def _collect(self) -> tuple[list[_Entry[TransactionT]], bool]:
         """The next batch, and whether it is the last one."""
@@ -182,7 +189,9 @@ class Writer(Generic[TransactionT]):
         return batch, True
 
     def _process(self, batch: list[_Entry[TransactionT]]) -> None:
-        error = self._attempt(batch)
+        self._conclude(batch, self._attempt(batch))
+
+    def _conclude(self, batch: list[_Entry[TransactionT]], error: Exception | None) -> None:
         if error is not None:
             if len(batch) > 1 and not isinstance(error, StoreUnavailable):
                 for entry in batch:  # one of them is wrong: only that one may fail
@@ -195,26 +204,35 @@ class Writer(Generic[TransactionT]):
 
     def _attempt(self, batch: list[_Entry[TransactionT]]) -> Exception | None:
         """Run a batch in one transaction; on an error nothing of it is left, and the error is returned."""
-        session = self._session
         try:
-            if session is None:
-                session = self._session = self._connect()
-            session.begin()
-            for entry in batch:
-                entry.value = entry.job(session.transaction())
-            session.commit()
+            self._perform(batch).commit()
         except Exception as exc:
-            error = session.translate(exc) if session is not None else exc
-            if session is None or isinstance(error, StoreUnavailable):
-                self._drop_session()
-                return error if isinstance(error, StoreUnavailable) else _unavailable(exc)
-            try:
-                session.rollback()
-            except Exception as broken:
-                self._drop_session()
-                return _unavailable(broken)
-            return error
+            return self._undo(exc)
         return None
+
+    def _perform(self, batch: list[_Entry[TransactionT]]) -> Session[TransactionT]:
+        """Run the jobs of a batch in a new transaction, which stays open."""
+        session = self._session
+        if session is None:
+            session = self._session = self._connect()
+        session.begin()
+        for entry in batch:
+            entry.value = entry.job(session.transaction())
+        return session
+
+    def _undo(self, exc: Exception) -> Exception:
+        """Leave nothing of a transaction that failed; what the error means to those who wait."""
+        session = self._session
+        error = session.translate(exc) if session is not None else exc
+        if session is None or isinstance(error, StoreUnavailable):
+            self._drop_session()
+            return error if isinstance(error, StoreUnavailable) else _unavailable(exc)
+        try:
+            session.rollback()
+        except Exception as broken:
+            self._drop_session()
+            return _unavailable(broken)
+        return error
 
     def _drop_session(self) -> None:
         session, self._session = self._session, None
@@ -224,7 +242,7 @@ class Writer(Generic[TransactionT]):
     def _hand_over(self, batch: list[_Entry[TransactionT]]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[_Entry[TransactionT]]] = {}
         for entry in batch:
-            if entry.loop is not None:
+            if entry.future is not None and entry.loop is not None:
                 by_loop.setdefault(entry.loop, []).append(entry)
             elif entry.error is not None:
                 log.error(
@@ -241,18 +259,144 @@ class Writer(Generic[TransactionT]):
 
     def _fail_waiting(self, batch: list[_Entry[TransactionT]]) -> None:
         """Settle what nobody will run any more, so that nobody waits for ever."""
-        left = list(batch)
-        while True:
-            try:
-                entry = self._jobs.get_nowait()
-            except queue.Empty:
-                break
-            if entry is not None:
-                left.append(entry)
+        left = [*batch, *self._left()]
         for entry in left:
             if not entry.ended:
                 entry.error = self._over or StoreClosed("the store is closed")
         self._hand_over(left)
+
+    def _left(self) -> list[_Entry[TransactionT]]:
+        left: list[_Entry[TransactionT]] = []
+        while True:
+            try:
+                entry = self._jobs.get_nowait()
+            except queue.Empty:
+                return left
+            if entry is not None:
+                left.append(entry)
+
+
+class NearWriter(Writer[TransactionT]):
+    """Runs the jobs of a batch in the event loop that asked, and leaves only the wait for the disk to the thread.
+
+    For databases whose statements take microseconds (SQLite). Two threads that run Python hand the interpreter's lock to each
+    other at every statement, which costs several times what SQLite needs for it. A batch with a failing job is repeated in the
+    thread, where only the guilty one fails; so is a batch that finds no session, because connecting may take long.
+
+    The session belongs to whoever works on the current batch: first the loop, then the thread. `_turning` says that somebody
+    does; jobs that come meanwhile stand in line.
+    """
+
+    def __init__(
+        self, connect: Callable[[], Session[TransactionT]], *, jobs_waiting_max: int = JOBS_WAITING_MAX
+    ) -> None:
+        self._line: deque[_Entry[TransactionT]] = deque()
+        self._work: queue.SimpleQueue[tuple[list[_Entry[TransactionT]], bool] | None] = queue.SimpleQueue()
+        self._turning = False
+        super().__init__(connect, jobs_waiting_max=jobs_waiting_max)
+
+    def post(self, job: Callable[[TransactionT], Any]) -> None:
+        """See `Writer.post`; outside an event loop the thread does everything."""
+        try:
+            loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        self._put(_Entry(job, None, loop))
+
+    @property
+    def waiting(self) -> int:
+        """See `Writer.waiting`."""
+        return len(self._line)
+
+    def close(self) -> None:
+        """See `Writer.close`. Call it from another thread than the event loop's, which still has to run what stands in line."""
+        with self._door:
+            if self._over is None:
+                self._over = StoreClosed("the store is closed")
+            if not self._turning:
+                self._work.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(CLOSE_WAIT_S)
+
+    def _put(self, entry: _Entry[TransactionT]) -> None:
+        with self._door:
+            if self._over is not None:
+                raise StoreClosed(str(self._over))
+            if len(self._line) >= self._jobs_waiting_max:
+                raise StoreOverloaded(f"{self._jobs_waiting_max} jobs wait for the store")
+            self._line.append(entry)
+            if self._turning:
+                return
+            self._turning = True
+        if entry.loop is None:
+            self._work.put((self._taken(), False))
+        else:
+            entry.loop.call_soon(self._turn)
+
+    def _taken(self) -> list[_Entry[TransactionT]]:
+        return [self._line.popleft() for _ in range(min(len(self._line), NEAR_BATCH_JOBS_MAX))]
+
+    # ---- in the event loop
+
+    def _turn(self) -> None:
+        batch = self._taken()
+        performed = False
+        if self._session is not None:
+            try:
+                self._perform(batch)
+                performed = True
+            except BaseException as exc:  # the thread tries again and sorts it out, whatever it was
+                self._undo(exc if isinstance(exc, Exception) else RuntimeError())
+        self._work.put((batch, performed))
+
+    # ---- in the thread
+
+    def _serve(self) -> None:
+        batch: list[_Entry[TransactionT]] = []
+        try:
+            while (work := self._work.get()) is not None:
+                batch, performed = work
+                while batch:
+                    self._finish(batch, performed)
+                    batch, performed = self._next(), False
+        except BaseException as exc:
+            self._died(exc)
+        finally:
+            if self._session is not None:
+                self._session.close()
+            self._fail_waiting(batch)
+
+    def _finish(self, batch: list[_Entry[TransactionT]], performed: bool) -> None:
+        if not performed:
+            self._process(batch)
+            return
+        error: Exception | None = None
+        try:
+            if self._session is not None:
+                self._session.commit()
+        except Exception as exc:
+            error = self._undo(exc)
+        self._conclude(batch, error)
+
+    def _next(self) -> list[_Entry[TransactionT]]:
+        """Wake the loop of the next batch, or rest when nothing is in line; a batch that no loop can run is returned."""
+        with self._door:
+            if not self._line:
+                self._turning = False
+                if self._over is not None:
+                    self._work.put(None)
+                return []
+            loop = self._line[0].loop
+        if loop is None:
+            return self._taken()
+        try:
+            loop.call_soon_threadsafe(self._turn)
+        except RuntimeError:  # that loop is closed
+            return self._taken()
+        return []
+
+    def _left(self) -> list[_Entry[TransactionT]]:
+        return list(self._line)
 
 
 def _unavailable(error: Exception) -> StoreUnavailable:
