@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 UV := $(shell command -v uv 2>/dev/null)
 # Options for the command behind a target: make test ARGS="-k patch"
 ARGS ?=
+# Test processes side by side; one of them runs whatever starts the whole system.
+PROCESSES ?= 2
 
 .PHONY: install demo test check format bench lock clean
 
@@ -26,7 +28,7 @@ demo: install
 	@exec $(BIN)/provgate demo $(ARGS)
 
 test: install
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(PROCESSES) $(ARGS)
 
 check: install
 	@$(BIN)/ruff check .

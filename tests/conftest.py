@@ -108,3 +108,19 @@ def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
         yield server
     finally:
         server.kill()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Divide the suite among test processes: a file stays together, and one process runs all that starts the whole system.
+
+    That one begins first, because it takes longest; two whole systems side by side would only slow each other down.
+    """
+    root = config.rootpath / "tests"
+
+    def group(item: pytest.Item) -> str:
+        folder = item.path.relative_to(root).parts[0]
+        return "whole system" if folder in ("e2e", "faults") else str(item.path.relative_to(root))
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: group(item) != "whole system")
