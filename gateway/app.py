@@ -143,7 +143,12 @@ class Gateway:
         self.presences = Presences(self._on_worker_changed)
         await self._remember_specs()
         credentials = revealed(config.nats.credentials, self.base) if config.nats.credentials else None
-        self.bus = JetStream(config.nats, credentials=credentials, on_presence=self.presences.hear)
+        self.bus = JetStream(
+            config.nats,
+            credentials=credentials,
+            alone=config.store.url is None,
+            on_presence=self.presences.hear,
+        )
         self.dispatcher = Dispatcher(self.store, self.bus, clock, self.spawn, self._known_targets)
         self.waiters = Waiters()
         self.metrics = Metrics(self.targets)
