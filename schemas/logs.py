@@ -5,12 +5,15 @@ Redaction works by name and by registered value, so that a secret cannot slip ou
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
+from functools import lru_cache
 from typing import Any, TextIO
 
+import msgspec
 import structlog
 
 _SECRET_NAMES = re.compile(
@@ -21,6 +24,7 @@ _PERSONAL_NAMES = re.compile(
     re.IGNORECASE,
 )
 _SHORTEST_SECRET = 6
+_NAMES_MAX = 1_000
 REDACTED = "[redacted]"
 
 _secrets: set[str] = set()
@@ -40,13 +44,25 @@ def redact_text(text: str) -> str:
     return text
 
 
+@lru_cache(_NAMES_MAX)
+def _is_withheld(name: str) -> bool:
+    return bool(_SECRET_NAMES.search(name) or _PERSONAL_NAMES.match(name))
+
+
 def _redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for key, value in event.items():
-        if _SECRET_NAMES.search(key) or _PERSONAL_NAMES.match(key):
+        if _is_withheld(key):
             event[key] = REDACTED
         elif isinstance(value, str) and _secrets:
             event[key] = redact_text(value)
     return event
+
+
+def _as_json(event: MutableMapping[str, Any], *, default: Callable[[Any], Any]) -> str:
+    try:
+        return msgspec.json.encode(event, enc_hook=default).decode()
+    except (UnicodeEncodeError, TypeError, ValueError):  # e.g. half a surrogate pair: the slower encoder escapes it
+        return json.dumps(event, default=default)
 
 
 def configure(process: str, *, level: str = "information", stream: TextIO | None = None, pretty: bool = False) -> None:
@@ -66,7 +82,7 @@ def configure(process: str, *, level: str = "information", stream: TextIO | None
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
             _redact,
-            structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer(),
+            structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer(_as_json),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(file=stream or sys.stderr),
