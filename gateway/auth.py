@@ -130,21 +130,18 @@ class Authenticator:
         if token is None:
             expected = "one header, Authorization: Bearer ..."
             raise self._refusal(target, "missing", [_failed("token", expected, _instead(headers))])
-        way = _way(token, settings)
+        way = "key" if token.startswith(_KEY_START) else _way(token, settings)
         if way not in settings.auth:
             raise self._refusal(target, "way_not_allowed", [_auth_check(way, settings)])
         if way == "key":
-            await self._by_key(target, settings, token)
+            refusal = await self._keys.check(target, token) if len(token) <= KEY_CHARS_MAX else "malformed"
+            if refusal is not None:
+                explained = await self._keys.explained(target, token[: KEY_CHARS_MAX + 1])
+                raise self._refusal(target, refusal, [_auth_check("key", settings), *explained])
         elif way == "oauth":
             await self._by_own_token(target, settings, token)
         else:
             await self._by_entra_token(target, settings, token)
-
-    async def _by_key(self, target: str, settings: TargetSettings, text: str) -> None:
-        refusal = await self._keys.check(target, text) if len(text) <= KEY_CHARS_MAX else "malformed"
-        if refusal is not None:
-            explained = await self._keys.explained(target, text[: KEY_CHARS_MAX + 1])
-            raise self._refusal(target, refusal, [_auth_check("key", settings), *explained])
 
     async def _by_own_token(self, target: str, settings: TargetSettings, token: str) -> None:
         refusal = await self._tokens.check(target, settings, token)
@@ -177,9 +174,10 @@ _WAY_NAMES: Mapping[SignInWay, str] = {
 
 
 def _way(token: str, settings: TargetSettings) -> SignInWay:
-    """Which way of signing in a token is of. What begins like nothing we know is a bad copy of a key, where keys are taken."""
-    if token.startswith(_KEY_START):
-        return "key"
+    """Which way of signing in a token is of, that does not begin like a key.
+
+    What begins like nothing we know is a bad copy of a key, where keys are taken.
+    """
     if token.startswith(TOKEN_PREFIX):
         return "oauth"
     return "key" if "key" in settings.auth and token.count(".") != _DOTS_OF_JWT else "entra"

@@ -66,12 +66,13 @@ _WORDS: Mapping[Kind, _Words] = {
 Refusal: TypeAlias = Literal["malformed", "wrong", "expired", "revoked"]
 """Why a caller was refused; for the log, never for the answer."""
 
+_CLIENT_START = f"{CLIENT_PREFIX}_"
 _DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 
 
 def kind_of(row: KeyRecord) -> Kind:
     """Whether a row is an access key or a client secret."""
-    return "client" if row.prefix.startswith(f"{CLIENT_PREFIX}_") else "key"
+    return "client" if row.prefix.startswith(_CLIENT_START) else "key"
 
 
 def is_live(row: KeyRecord, now: float) -> bool:
@@ -103,6 +104,7 @@ class KeyWarning(Struct, frozen=True):
     days_left: int
     threshold: int
     expires_at: float
+    kind: Kind = "key"
 
 
 class KeyProblem(Exception):
@@ -186,10 +188,14 @@ def _make_pepper(path: Path) -> None:
 
 
 class _Held(Struct):
-    """The keys of one target as they were read, and when (monotonic seconds)."""
+    """The keys and client secrets of one target as they were read, each by id, and when (monotonic seconds)."""
 
-    rows: Mapping[str, KeyRecord]
+    key: Mapping[str, KeyRecord]
+    client: Mapping[str, KeyRecord]
     read_at: float
+
+    def rows(self, kind: Kind) -> Mapping[str, KeyRecord]:
+        return self.key if kind == "key" else self.client
 
 
 class Keys:
@@ -228,11 +234,9 @@ class Keys:
         Raises:
             StoreError: the keys cannot be read.
         """
-        key_id = key_id_of(text, _WORDS[kind].prefix)
-        rows = await self._rows(target) if target else {}
+        key_id = key_id_of(text, PREFIX if kind == "key" else CLIENT_PREFIX)
+        rows = await self._rows(target, kind) if target else {}
         row = rows.get(key_id) if key_id is not None else None
-        if row is not None and kind_of(row) != kind:
-            row = None
         right = hmac.compare_digest(row.hash if row is not None else self._nobody, digest(self._pepper, text))
         if key_id is None:
             return "malformed"
@@ -252,8 +256,7 @@ class Keys:
         Raises:
             StoreError: the keys cannot be read.
         """
-        row = (await self._rows(target)).get(key_id)
-        return row if row is not None and kind_of(row) == kind else None
+        return (await self._rows(target, kind)).get(key_id)
 
     async def explained(self, target: str, text: str, kind: Kind = "key") -> list[Check]:
         """The questions behind `check`, for the operator: ids and times, never the text.
@@ -289,22 +292,24 @@ class Keys:
             self._use_written[row.id] = now
             self._store.post(lambda ledger: ledger.touch_key(row.id, now))
 
-    async def _rows(self, target: str) -> Mapping[str, KeyRecord]:
+    async def _rows(self, target: str, kind: Kind) -> Mapping[str, KeyRecord]:
         held = self._held.get(target)
         if held is not None and self._clock() - held.read_at < FRESH_S:
-            return held.rows
+            return held.rows(kind)
         reading = self._reading.get(target)
         if reading is None:
             reading = asyncio.create_task(self._read(target))
             self._reading[target] = reading
-        return (await asyncio.shield(reading)).rows
+        return (await asyncio.shield(reading)).rows(kind)
 
     async def _read(self, target: str) -> _Held:
         asked_at = self._clock()
         current = asyncio.current_task()
         try:
             rows = await self._store.read(lambda reader: reader.keys(target))
-            held = _Held({row.id: row for row in rows}, asked_at)
+            keys = {row.id: row for row in rows if kind_of(row) == "key"}
+            clients = {row.id: row for row in rows if kind_of(row) == "client"}
+            held = _Held(keys, clients, asked_at)
             if self._reading.get(target) is current:
                 self._held[target] = held
             return held
@@ -402,9 +407,10 @@ def expiry_warnings(rows: Iterable[KeyRecord], now: float) -> list[KeyWarning]:
         left_s = row.expires_at - now
         if left_s <= 0:
             if (row.target, kind_of(row)) not in live:
-                warnings.append(KeyWarning(row.target, row.id, 0, 0, row.expires_at))
+                warnings.append(KeyWarning(row.target, row.id, 0, 0, row.expires_at, kind_of(row)))
             continue
         reached = [days for days in WARN_DAYS if left_s <= days * DAY_S]
         if reached:
-            warnings.append(KeyWarning(row.target, row.id, int(left_s // DAY_S), min(reached), row.expires_at))
+            days_left, threshold = int(left_s // DAY_S), min(reached)
+            warnings.append(KeyWarning(row.target, row.id, days_left, threshold, row.expires_at, kind_of(row)))
     return warnings
