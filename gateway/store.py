@@ -184,8 +184,12 @@ def _translate(error: Exception) -> Exception:
 class _Session(_Connection):
     """The writing connection (`writer.Session`)."""
 
+    targets: dict[str, TargetRow]
+    """Targets as this database transaction, during which nobody else writes, has read them."""
+
     def begin(self) -> None:
         """See `writer.Session`."""
+        self.targets = {}
         self.execute("BEGIN IMMEDIATE")
 
     def transaction(self) -> Transaction:
@@ -222,6 +226,7 @@ class _PostgresSession(_Session):
 
     def begin(self) -> None:
         """Also waits for its turn among the gateways."""
+        self.targets = {}
         self._pipeline = self.driver.pipeline()
         self._pipeline.__enter__()
         self.execute("BEGIN")
@@ -256,6 +261,9 @@ class _Loaded(Struct):
     seq: int
     values: Sequence[Any]
     names: _Names
+
+
+_ACCOUNT_PLACE = WRITTEN.index("account_id")
 
 
 class _Names(Struct, frozen=True):
@@ -392,6 +400,9 @@ class Transaction(protocol.Ledger):
         return bool(self._db.rows("wished", target=row.target, kind=row.kind, id=row.id, value=identity))
 
     def owner(self, row: Row, account_id: str) -> Row | None:
+        loaded = self._loaded.get(row.id)
+        if loaded is not None and loaded.values[_ACCOUNT_PLACE] == account_id:
+            return None  # it is this row's, and the database lets it be only one's
         found = self._db.rows("owner", target=row.target, kind=row.kind, id=row.id, account_id=account_id)
         return self._take(found[0]) if found else None
 
@@ -536,10 +547,14 @@ class Transaction(protocol.Ledger):
     # ---- targets
 
     def target(self, name: str) -> TargetRow:
-        found = self._db.rows("target", name=name)
-        return _target_record(found[0]).row if found else TargetRow(name=name)
+        known = self._db.targets.get(name)
+        if known is None:
+            found = self._db.rows("target", name=name)
+            known = self._db.targets[name] = _target_record(found[0]).row if found else TargetRow(name=name)
+        return msgspec.structs.replace(known)
 
     def save_target(self, target: TargetRow) -> None:
+        self._db.targets.pop(target.name, None)
         self._db.do("save_target", **_target_columns(target))
 
     def save_spec(self, target: str, spec: bytes, *, settings_digest: str, seen_at: float) -> None:
