@@ -13,15 +13,17 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from deploy.emulators.entra import Dialect, Directory, ProvisioningJob, make_groups, make_people
 from gateway.endpoints import MEMBERS_SHOWN_MAX
 from gateway.messages import ERROR, LIST_RESPONSE, MEDIA_TYPE
 from gateway.patch import MemberChange
-from gateway.store import READER_THREADS, Reader
+from gateway.store import READER_THREADS, Reader, Store
 from schemas.config import LimitSettings
 from schemas.specs import Spec
 from schemas.states import State
 from tests.gateway.samples import samples
 from tests.gateway.scim_listener import ALPHA, BETA, GROUP, Answer, GroupShelf, Listener, Shelf, listening
+from tests.gateway.test_store import postgres, postgres_url  # noqa: F401 - fixtures
 
 NOBODY = "0b7fd5f4-0000-4000-8000-000000000000"
 MICROSOFT_GROUP = "http://schemas.microsoft.com/2006/11/ResourceManagement/ADSCIM/2.0/Group"
@@ -599,6 +601,83 @@ async def test_groups_and_members_of_another_target_are_like_random_ones(scim: L
     (user,) = await people(scim, 1)
     assert is_error(await scim.get(f"/Groups/{user}"), 404)
     assert is_error(await scim.get(f"/Users/{group['id']}"), 404)
+
+
+# ---- the emulated Entra
+
+
+@pytest.mark.parametrize("dialect", ["legacy", "flag"])
+async def test_whole_cycles_of_entra_leave_what_the_directory_says(scim: Listener, dialect: Dialect) -> None:
+    """First cycle, changes, a second process without a memory, on demand, leaving: always the members of the directory."""
+    directory = Directory(everybody := make_people(12, managers=False), groups := make_groups(everybody, 2))
+    first, second = groups
+    settings = {"dialect": dialect, "members_per_patch": 4}
+
+    async def agrees(job: ProvisioningJob) -> None:
+        for group in directory.groups.values():
+            if group.in_scope:
+                target_id = job.group_links[group.object_id].target_id
+                wished = {job.links[member].target_id for member in group.members}
+                assert await members_of(scim, target_id) == await at_product(scim, target_id) == wished
+
+    async with ProvisioningJob(scim.base(), scim.tokens[ALPHA], directory, **settings) as job:
+        assert (await job.test_connection()).ok
+        assert (await job.read_schemas()).ok
+        report = await job.initial_cycle()
+        assert (report.groups_created, report.memberships, report.failed, report.failed_references) == (2, 12, 0, 0)
+        await agrees(job)
+        directory.rename_group(first, "Renamed")
+        directory.remove_members(first, *first.members[:2])
+        directory.add_members(first, *second.members[:3])
+        directory.disable(second.members[0])
+        report = await job.incremental_cycle()
+        assert (report.groups_updated, report.memberships, report.failed) == (1, 5, 0)
+        await agrees(job)
+    async with ProvisioningJob(scim.base(), scim.tokens[ALPHA], directory, **settings) as job:
+        report = await job.initial_cycle()
+        assert (report.groups_created, report.failed, report.failed_references) == (0, 0, 0)
+        await agrees(job)
+        newcomer = directory.add(make_people(1, prefix="new", managers=False)[0])
+        directory.add_members(first, newcomer)
+        entries = await job.provision_group_on_demand(first, [newcomer])
+        assert {entry.status for entry in entries} <= {"Success", "Skipped"}
+        await agrees(job)
+        directory.unassign_group(second)
+        assert (await job.incremental_cycle()).groups_deleted == 1
+        await agrees(job)
+    assert names(await scim.get("/Groups")) == ["Renamed"]
+
+
+# ---- the other database
+
+
+@pytest.mark.postgres
+async def test_groups_are_the_same_on_postgresql(tmp_path: Path, postgres: str) -> None:  # noqa: F811 - the fixture
+    """One class serves both engines; reads take another way there."""
+    store = Store.open(postgres)
+    try:
+        async with listening(tmp_path, shelf=GroupShelf(), store=store) as scim:
+            crowd = await people(scim, 40)
+            group = await scim.group("Sales", *crowd[:2], externalId="a")
+            path = f"/Groups/{group['id']}"
+            adds = [{"op": "Add", "path": "members", "value": values([member])} for member in crowd[2:]]
+            answers = await asyncio.gather(*(scim.patch(path, operation) for operation in adds))
+
+            assert {answer.status for answer in answers} == {204}
+            assert await members_of(scim, group["id"]) == set(crowd)
+            for question in (
+                "displayName+eq+%22SALES%22",
+                "externalId+eq+%22a%22",
+                f"id+eq+%22{group['id']}%22+and+members+eq+%22{crowd[5]}%22",
+                f"members.value+eq+%22{crowd[39]}%22",
+                "displayName+sw+%22s%22",
+            ):
+                assert names(await scim.get(f"/Groups?filter={question}")) == ["Sales"], question
+            assert (await scim.patch(path, {"op": "replace", "path": "members", "value": []})).status == 204
+            assert await members_of(scim, group["id"]) == set()
+            assert (await scim.send("DELETE", path)).status == 204
+    finally:
+        await store.close()
 
 
 # ---- many
