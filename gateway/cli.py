@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
+from gateway.access import ACCESS_FILE
 from schemas.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ INTERRUPTED = 130
 
 URL_VARIABLE = "PROVGATE_OPERATOR_URL"
 TOKEN_VARIABLE = "PROVGATE_OPERATOR_TOKEN"  # noqa: S105 the name of a variable
-ACCESS_FILE = "operator.json"
 DATA_FOLDER = "provgate-data"
 CONFIG_FILE = "provgate.toml"
 
@@ -682,21 +682,6 @@ def _say(access: Access, answer: Any, text: str) -> None:
 
 
 # ---- the way to the gateway
-
-
-def write_access_file(folder: Path, url: str, token: str) -> Path:
-    """Leave address and token where the commands find them: `<folder>/operator.json`, readable by its owner only.
-
-    Args:
-        url: address of the operators' listener, e.g. http://127.0.0.1:8081
-    """
-    path = folder / ACCESS_FILE
-    fresh = path.with_suffix(".new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        json.dump({"url": url, "token": token}, file)
-    fresh.replace(path)
-    return path
 
 
 def _read_access_file(path: Path) -> tuple[str, str] | None:

@@ -15,6 +15,8 @@ from gateway.tables import SCHEMA
 from gateway.writer import StoreError
 
 BUSY_WAIT_S = 5.0
+CACHE_SIZE = "cache_size = -6144"
+"""Six MiB for each connection of a gateway, of which there are six; what they do not hold the system's own cache does."""
 CONNECT_WAIT_S = 5.0
 LOCK_WAIT_S = 5.0
 STATEMENT_WAIT_S = 30.0
@@ -157,7 +159,7 @@ def _check_file(path: Path) -> None:
 
 
 def _set_up_sqlite(driver: Any, _: object) -> None:
-    for pragma in ("journal_mode = wal", "synchronous = full", "foreign_keys = on", "cache_size = -32768"):
+    for pragma in ("journal_mode = wal", "synchronous = full", "foreign_keys = on", CACHE_SIZE):
         driver.execute(f"PRAGMA {pragma}").fetchall()
 
 

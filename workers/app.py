@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import re
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -44,6 +45,8 @@ CONTROL_CONCURRENCY_MAX = 4
 ACK_PENDING_MIN = 1_000
 """The consumer's bound lies well above the gateway's window, which is the one that counts."""
 BROKER_STOP_S = 5.0
+GC_THRESHOLDS = (5_000, 20, 20)
+"""Nearly nothing here lives in cycles, so looking for them less often costs little memory (see `gc.set_threshold`)."""
 NEEDED = (topology.WORK, topology.OUTCOMES, f"KV_{topology.WORKERS_BUCKET}")
 EXIT_OK, EXIT_CONNECTION = 0, 1
 
@@ -217,6 +220,9 @@ class Worker:
         await self._client.subscribe(f"{presence.SUBJECT}>", cb=self._hear)
         for served in self.served.values():
             await self._listen(broker, served)
+        gc.collect()
+        gc.freeze()  # what was loaded until now stays; looking through it again and again cost a tenth of all time
+        gc.set_threshold(*GC_THRESHOLDS)
         self._log.info("worker.started", worker=self.id, targets=sorted(self.served))
         return [
             asyncio.create_task(self._for_ever("signals", self._signals.run)),

@@ -24,8 +24,9 @@ import httpx
 import uvicorn
 from msgspec import Struct
 
+from gateway.access import write_access_file
 from gateway.bus import Message, ProbeReply, Published
-from gateway.cli import main, write_access_file
+from gateway.cli import main
 from gateway.dispatch import Dispatcher
 from gateway.intake import Intake, Waiters
 from gateway.keys import PEPPER_BYTES, Keys

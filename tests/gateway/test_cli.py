@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.cli import FINE, NOT_FINE, REFUSED, UNREACHABLE, WRONG_USE, write_access_file
+from gateway.access import write_access_file
+from gateway.cli import FINE, NOT_FINE, REFUSED, UNREACHABLE, WRONG_USE
 from schemas.states import Result, State
 from tests.conftest import NatsServer, free_port
 from tests.gateway.operated import (
