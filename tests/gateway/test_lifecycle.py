@@ -6,9 +6,7 @@ T1-T13, I1-I10 and R1-R10 are the rules, invariants and rules of delivery that a
 from __future__ import annotations
 
 import itertools
-import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -61,28 +59,6 @@ from schemas.states import NEXT, Change, Circuit, Result, State
 from schemas.topology import CALL_S, OWNED_S, SETTLE_S
 from tests.gateway.bench import NOON, TARGET, Bench, named, outcome_of, sightings
 from tests.simulation.books import MemoryBooks, SqlBooks
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store file with its tables and nothing in them, made once."""
-    path = tmp_path_factory.mktemp("empty") / "store.sqlite3"
-    books = SqlBooks(path)
-    books.session.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    books.close()
-    return path
-
-
-@pytest.fixture(params=["memory", "sqlite"])
-def ledger_store(request: pytest.FixtureRequest, empty_store: Path, tmp_path: Path) -> Iterator[MemoryBooks | SqlBooks]:
-    """The ledger of the simulation, and the product's own store."""
-    if request.param == "sqlite":
-        shutil.copy(empty_store, tmp_path / "store.sqlite3")
-    books = MemoryBooks() if request.param == "memory" else SqlBooks(tmp_path / "store.sqlite3")
-    yield books
-    if isinstance(books, MemoryBooks):
-        assert not books.memory.violations
-    books.close()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -67,7 +66,7 @@ class SqlBooks:
     def close(self) -> None:
         """Close the file."""
         self.session.close()
-        asyncio.run(self.store.close())
+        self.store._close()
 
 
 class Different(AssertionError):
