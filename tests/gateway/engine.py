@@ -155,6 +155,28 @@ class Desk:
         self.dead.append(row.id)
 
 
+class CountingWaiters(Waiters):
+    """Says how many waits began."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = 0
+        self._more = asyncio.Event()
+
+    def register(self, resource: str) -> asyncio.Future[Row | None]:
+        """See `Waiters`."""
+        self.begun += 1
+        self._more.set()
+        return super().register(resource)
+
+    async def reached(self, begun: int) -> None:
+        """Wait until so many waits have begun in all."""
+        async with asyncio.timeout(WAIT_S):
+            while self.begun < begun:
+                self._more.clear()
+                await self._more.wait()
+
+
 class Engine:
     """One gateway's engine.
 
@@ -174,7 +196,7 @@ class Engine:
         self.moved: list[Row] = []
         self.tasks: set[asyncio.Task[None]] = set()
         numbers: defaultdict[str, itertools.count[int]] = defaultdict(lambda: itertools.count(1))
-        self.waiters = Waiters()
+        self.waiters = CountingWaiters()
         self.dispatcher = Dispatcher(self.store, self.bus, self.clock, self.spawn, lambda: self.targets)
         self.outcomes = Outcomes(
             self.store,
