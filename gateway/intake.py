@@ -218,6 +218,14 @@ class Intake:
                 except ScimError as error:
                     return _Taken(error=error)
             refused = is_refused(row)
+            keys = keys_of(document, kind)
+            taken = ledger.set_keys(row, keys)  # before anything else is changed: a 409 changes nothing
+            if taken is not None:
+                other = ledger.row(taken)
+                if other is None or other.state is not State.REJECTED:
+                    return _Taken(error=_exists(kind, keys, other))
+                ledger.set_keys(other, NO_KEYS)
+                ledger.set_keys(row, keys)
             regrouped = bool(members) and ledger.change_members(row.id, members)
             if document == base and not refused and not regrouped:
                 if row.open and row.acknowledged < row.generation:
@@ -225,14 +233,6 @@ class Intake:
                 return _Taken(row=row, unchanged=True)
             change = _change(base, document)
             now = self.clock.now()
-            keys = keys_of(document, kind)
-            taken = ledger.set_keys(row, keys)
-            if taken is not None:
-                other = ledger.row(taken)
-                if other is None or other.state is not State.REJECTED:
-                    return _Taken(error=_exists(kind, keys, other))
-                ledger.set_keys(other, NO_KEYS)
-                ledger.set_keys(row, keys)
             hold = change is Change.DEACTIVATE and self._braked(ledger, target, brake, now)
             names = {k for k in base.keys() | document.keys() if base.get(k) != document.get(k)}
             changed = tuple(sorted(names | {"members"} if regrouped else names))
@@ -265,6 +265,7 @@ class Intake:
             now = self.clock.now()
             hold = self._braked(ledger, target, brake, now)
             ledger.set_keys(row, NO_KEYS)
+            ledger.forget_member(row.id)
             return self._accept(
                 ledger,
                 row,

@@ -17,6 +17,7 @@ from gateway.lifecycle import (
     Issue,
     Linked,
     MakeDirty,
+    MembersSent,
     MembersSettled,
     Others,
     Row,
@@ -129,6 +130,9 @@ class Ledger(Others, Protocol):
     def change_members(self, group: str, changes: Sequence[MemberChange]) -> bool:
         """Change the wished members of a group, in order; whether that changed anything."""
 
+    def send_members(self, group: str, members: Sequence[str]) -> None:
+        """These are on their way, in or out: uncertain until settled, and never forgotten before."""
+
     def settle_members(self, group: str, add: Sequence[str], remove: Sequence[str], *, anew: bool) -> None:
         """These are in and out at the product now; `anew`: nobody else is in."""
 
@@ -158,7 +162,9 @@ class Store(Protocol):
 def apply_effects(ledger: Ledger, row: Row, effects: Sequence[Effect], now: float) -> None:
     """Carry out the effects of a move that concern the store; the row itself is saved by the caller."""
     for effect in effects:
-        if isinstance(effect, MembersSettled):
+        if isinstance(effect, MembersSent):
+            ledger.send_members(row.id, effect.members)
+        elif isinstance(effect, MembersSettled):
             ledger.settle_members(row.id, effect.add, effect.remove, anew=effect.anew)
         elif isinstance(effect, Close):
             ledger.close_events(row.id, effect.generation, effect.outcome, now)

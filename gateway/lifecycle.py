@@ -244,6 +244,12 @@ class Issue(Struct, frozen=True):
     message: str
 
 
+class MembersSent(Struct, frozen=True):
+    """An event carries these members: whether the product has them is uncertain until it is settled."""
+
+    members: tuple[str, ...]
+
+
 class MembersSettled(Struct, frozen=True):
     """These members were added and removed at the product. `anew`: the group was created, so nobody else is in it."""
 
@@ -252,7 +258,7 @@ class MembersSettled(Struct, frozen=True):
     anew: bool = False
 
 
-Effect = Close | MembersSettled | MakeDirty | Linked | CircuitHit | RateLimitHit | Died | Issue
+Effect = Close | MembersSent | MembersSettled | MakeDirty | Linked | CircuitHit | RateLimitHit | Died | Issue
 
 
 # ---- moves
@@ -447,8 +453,10 @@ def _send(row: Row, wish: Wish, now: float, others: Others, connector: str, *, r
     if row.settled_document is not None and row.settled_document != document and not (wish.deleted or read_only):
         document = _with_cleared(document, row.settled_document)
     row.unfinished = False
+    effects: list[Effect] = []
     if row.kind == "group" and not (wish.deleted or read_only):
         steps = others.member_steps(row)
+        effects = [MembersSent(tuple(member.id for member in (*steps.add, *steps.remove)))]
         document = _group_document(document, steps)
         row.unfinished = steps.more or steps.waiting_for is not None
     event = ProvisioningEvent(
@@ -474,7 +482,7 @@ def _send(row: Row, wish: Wish, now: float, others: Others, connector: str, *, r
         recorded_at=timestamp(now),
     )
     row.body = encode(event)
-    return []
+    return effects
 
 
 def _with_cleared(document: bytes, settled: bytes) -> bytes:

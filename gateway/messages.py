@@ -264,6 +264,7 @@ def shown(name: str) -> str:
 
 _BOM = b"\xef\xbb\xbf"
 _KEY_END = re.compile(rb'"[ \t\r\n]*:')
+_OPERATION_KEYS = frozenset(("op", "path", "value"))
 _REFERENCE_KEYS = frozenset(("value", "$ref", "type", "display"))
 _decode_json = msgspec.json.Decoder().decode
 
@@ -355,6 +356,8 @@ class _Walk:
                 if _REFERENCE_KEYS.issuperset(item):
                     self.members += 1
                     self.counted -= len(item)
+                elif "op" in item and _OPERATION_KEYS.issuperset(item):
+                    self.counted -= len(item)  # operations have a bound of their own
                 self._object(item, depth + 1)
             elif kind is str:
                 if self.strings:

@@ -25,6 +25,7 @@ from gateway.tables import (
     KEY,
     KEYS,
     MEMBERSHIP,
+    OPEN_MEMBERSHIP,
     READ_COLUMNS,
     RESOURCE,
     STREAM,
@@ -409,41 +410,27 @@ class Statements:
             .values(wished=sa.false())
             .returning(m.member)
         )
-        clauses["drop_unwished"] = sa.delete(MEMBERSHIP).where(
-            mine, m.wished.is_(sa.false()), m.settled.is_(sa.false())
+        is_open = sa.text(f"({OPEN_MEMBERSHIP})")
+        clauses["drop_unwished"] = sa.text(_DROP_UNWISHED.format(indexed=_INDEXED_UNWISHED[self.engine]))
+        clauses["send_members"] = (
+            sa.update(MEMBERSHIP).where(mine, is_open, m.member.in_(ids)).values(uncertain=sa.true())
         )
         clauses["settle_added"] = (
-            sa.update(MEMBERSHIP).where(mine, m.settled.is_(sa.false()), m.member.in_(ids)).values(settled=sa.true())
+            sa.update(MEMBERSHIP).where(mine, m.member.in_(ids)).values(settled=sa.true(), uncertain=sa.false())
         )
         clauses["settle_removed"] = (
-            sa.update(MEMBERSHIP).where(mine, m.settled.is_(sa.true()), m.member.in_(ids)).values(settled=sa.false())
+            sa.update(MEMBERSHIP).where(mine, m.member.in_(ids)).values(settled=sa.false(), uncertain=sa.false())
         )
         clauses["unsettle_members"] = (
-            sa.update(MEMBERSHIP).where(mine, m.settled.is_(sa.true())).values(settled=sa.false())
+            sa.update(MEMBERSHIP)
+            .where(mine, sa.or_(m.settled.is_(sa.true()), m.uncertain.is_(sa.true())))
+            .values(settled=sa.false(), uncertain=sa.false())
         )
         clauses["forget_member"] = sa.delete(MEMBERSHIP).where(m.member == _p("member"))
-        joined = sa.select(m.member, m.wished, r.kind, r.account_id).select_from(
-            sa.outerjoin(MEMBERSHIP, RESOURCE, m.member == r.id)
-        )
-        clauses["member_steps"] = (
-            joined.where(
-                mine,
-                m.wished != m.settled,
-                sa.or_(m.wished.is_(sa.false()), sa.and_(r.target == _p("target"), r.account_id.is_not(None))),
+        for name, text in _OPEN_MEMBERS.items():
+            clauses[name] = sa.text(text.format(indexed=_INDEXED_OPEN[self.engine])).columns(
+                member=sa.String, wished=sa.Boolean, kind=sa.String, account_id=sa.String
             )
-            .order_by(m.member)
-            .limit(_p("limit", sa.Integer))
-        )
-        clauses["member_waiting"] = (
-            joined.where(
-                mine,
-                m.wished.is_(sa.true()),
-                m.settled.is_(sa.false()),
-                sa.or_(r.account_id.is_(None), r.target != _p("target")),
-            )
-            .order_by(m.member)
-            .limit(1)
-        )
         clauses["wished_members"] = sa.select(m.member).where(mine, m.wished.is_(sa.true())).order_by(m.member)
         at_home = sa.outerjoin(MEMBERSHIP, RESOURCE, sa.and_(m.member == r.id, r.target == _p("target")))
         clauses["member_kinds"] = (
@@ -530,9 +517,26 @@ _GIVEN_MEMBERS = {
     "sqlite": "SELECT value AS member FROM json_each(:members)",
     "postgresql": "SELECT value AS member FROM jsonb_array_elements_text(CAST(:members AS JSONB))",
 }
+_INDEXED_OPEN = {"sqlite": "INDEXED BY ix_membership_open", "postgresql": ""}
+_INDEXED_UNWISHED = {"sqlite": "INDEXED BY ix_membership_unwished", "postgresql": ""}
+"""SQLite would read the whole group through the primary key, which seems as good to it as a small partial index."""
+_OPEN = (
+    "SELECT m.member, m.wished, r.kind, r.account_id FROM membership AS m {indexed} "
+    "LEFT JOIN resource r ON r.id = m.member "
+    "WHERE m.group_id = :group_id AND (m.wished != m.settled OR m.uncertain) AND "
+)
+_OPEN_MEMBERS = {
+    "member_steps": _OPEN
+    + "(NOT m.wished OR (r.target = :target AND r.account_id IS NOT NULL)) ORDER BY m.member LIMIT :limit",
+    "member_waiting": _OPEN
+    + "m.wished AND NOT m.settled AND (r.account_id IS NULL OR r.target != :target) ORDER BY m.member LIMIT 1",
+}
+_DROP_UNWISHED = (
+    "DELETE FROM membership {indexed} WHERE group_id = :group_id AND NOT wished AND NOT settled AND NOT uncertain"
+)
 _WISH_MEMBERS = (
-    "INSERT INTO membership (group_id, member, wished, settled) "
-    "SELECT :group_id, g.member, true, false FROM ({given}) g WHERE true "
+    "INSERT INTO membership (group_id, member, wished, settled, uncertain) "
+    "SELECT :group_id, g.member, true, false, false FROM ({given}) g WHERE true "
     "ON CONFLICT (group_id, member) DO UPDATE SET wished = true WHERE NOT membership.wished RETURNING member"
 )
 """SQLite needs the `WHERE true` to tell the conflict clause from a join."""

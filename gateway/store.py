@@ -439,6 +439,10 @@ class Transaction(protocol.Ledger):
             waiting_for=waiting[0][0] if waiting else None,
         )
 
+    def send_members(self, group: str, members: Sequence[str]) -> None:
+        if members:
+            self._db.do("send_members", group_id=group, members=msgspec.json.encode(members).decode())
+
     def settle_members(self, group: str, add: Sequence[str], remove: Sequence[str], *, anew: bool) -> None:
         if anew:
             self._db.do("unsettle_members", group_id=group)
@@ -446,8 +450,7 @@ class Transaction(protocol.Ledger):
             self._db.do("settle_added", group_id=group, members=msgspec.json.encode(add).decode())
         if remove:
             self._db.do("settle_removed", group_id=group, members=msgspec.json.encode(remove).decode())
-        if anew or remove:
-            self._db.do("drop_unwished", group_id=group)
+        self._db.do("drop_unwished", group_id=group)
 
     def forget_member(self, resource: str) -> None:
         self._db.do("forget_member", member=resource)

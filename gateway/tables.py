@@ -158,11 +158,19 @@ class Identity(_Table, table=True):
     trail: bool
 
 
+OPEN_MEMBERSHIP = "wished != settled OR uncertain"
+UNWISHED_MEMBERSHIP = "NOT wished"
+
+
 class Membership(_Table, table=True):
-    """Who is in a group: as wished, and as the product has it. Rows, so that a large group takes small changes in no time."""
+    """Who is in a group: as wished, and as the product has it, which is uncertain while an event carries it.
+
+    Rows, so that a large group takes small changes in no time.
+    """
 
     __table_args__ = (
-        sa.Index("ix_membership_open", "group_id", "member", **_where("wished != settled")),
+        sa.Index("ix_membership_open", "group_id", "member", **_where(OPEN_MEMBERSHIP)),
+        sa.Index("ix_membership_unwished", "group_id", "member", **_where(UNWISHED_MEMBERSHIP)),
         sa.Index("ix_membership_member", "member"),
         {"sqlite_with_rowid": False},
     )
@@ -171,6 +179,7 @@ class Membership(_Table, table=True):
     member: str = Field(primary_key=True)
     wished: bool
     settled: bool
+    uncertain: bool
 
 
 class Event(_Table, table=True):

@@ -798,6 +798,9 @@ async def test_a_store_that_cannot_take_more_is_503_with_a_time(tmp_path: Path) 
     try:
         async with listening(tmp_path, store=store) as scim:
             await scim.get("/Users")
+            async with asyncio.timeout(5):
+                while store.jobs_waiting:  # noqa: ASYNC110 - the note of the use of the key is being written
+                    await asyncio.sleep(0.01)
             store.post(hold)
             await asyncio.to_thread(started.wait, 10)
             store.post(lambda ledger: None)

@@ -290,7 +290,6 @@ async def test_a_group_that_waits_for_nobodys_member_takes_further_changes(desk:
     assert (await desk.row(group)).state is State.APPLIED
 
 
-@pytest.mark.xfail(strict=True, reason="engine: nothing calls forget_member when a user is deleted")
 async def test_a_group_does_not_wait_for_somebody_who_was_deleted(desk: Desk) -> None:
     """A user that is deleted before its account was made is nobody's member any more."""
     (one,) = await desk.users(1)
@@ -416,7 +415,6 @@ async def test_an_outage_in_between_leaves_no_difference(desk: Desk) -> None:
     assert (await desk.row(group)).state is State.APPLIED
 
 
-@pytest.mark.xfail(strict=True, reason="engine: what is taken back while it is in flight is forgotten")
 async def test_somebody_removed_while_the_add_is_on_its_way_is_taken_out_again(desk: Desk) -> None:
     """Access that was withdrawn must not stay because the two requests came close together."""
     one, two = await desk.users(2)
@@ -447,7 +445,6 @@ async def test_somebody_added_again_while_the_removal_is_on_its_way_is_put_back(
     assert await desk.at_product(group) == await desk.accounts(one, two)
 
 
-@pytest.mark.xfail(strict=True, reason="engine: what was sent without an answer is not known as uncertain")
 @pytest.mark.parametrize("first", ["add", "remove"])
 async def test_a_change_whose_answer_was_lost_is_undone_when_it_is_taken_back(desk: Desk, first: str) -> None:
     """T4: after an ambiguous end nobody knows whether it happened, so the opposite wish is sent and not saved."""
@@ -488,7 +485,6 @@ async def test_a_change_whose_answer_was_lost_is_made_once_more(desk: Desk, losi
 # ---- all or nothing
 
 
-@pytest.mark.xfail(strict=True, reason="engine: members are changed before the 409")
 async def test_a_patch_that_is_refused_changes_no_member(desk: Desk) -> None:
     """RFC 7644 section 3.5.2: a PATCH applies as a whole or not at all."""
     one, two = await desk.users(2)

@@ -314,19 +314,19 @@ class MemoryLedger:
             else:
                 after -= set(change.ids)
         for member in before ^ after:
-            members.setdefault(member, [False, False])[0] = member in after
+            members.setdefault(member, [False, False, False])[0] = member in after
         self._drop(group)
         return before != after
 
     def _drop(self, group: str) -> None:
         members = self.m.members[group]
-        for member in [m for m, flags in members.items() if flags == [False, False]]:
+        for member in [m for m, flags in members.items() if flags == [False, False, False]]:
             del members[member]
 
     def member_steps(self, row: Row) -> MemberSteps:
         add, remove, waiting = [], [], None
-        for member, (wished, settled) in sorted(self.m.members[row.id].items()):
-            if wished == settled:
+        for member, (wished, settled, uncertain) in sorted(self.m.members[row.id].items()):
+            if wished == settled and not uncertain:
                 continue
             held = self.m.rows.get(member)
             known = held is not None and held.target == row.target
@@ -338,9 +338,15 @@ class MemoryLedger:
                 waiting = waiting or member
         return MemberSteps(tuple(add), tuple(remove), False, waiting)
 
+    def send_members(self, group: str, members: Sequence[str]) -> None:
+        for member in members:
+            if member in self.m.members[group]:
+                self.m.members[group][member][2] = True
+
     def settle_members(self, group: str, add: Sequence[str], remove: Sequence[str], *, anew: bool) -> None:
         for member, flags in self.m.members[group].items():
             flags[1] = (flags[1] and not anew and member not in remove) or member in add
+            flags[2] = flags[2] and not anew and member not in add and member not in remove
         self._drop(group)
 
     def forget_member(self, resource: str) -> None:
