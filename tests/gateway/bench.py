@@ -13,7 +13,7 @@ from gateway.visibility import keys_of
 from schemas.config import RetrySettings
 from schemas.events import Outcome, ProvisioningEvent, Reason, Sighting, decode_event
 from schemas.states import Change, Result
-from tests.simulation.books import MemoryBooks, SqlBooks
+from tests.simulation.books import ComparedBooks, MemoryBooks, SqlBooks
 
 TARGET = "shelf"
 NOON = 1_000_000.0
@@ -66,7 +66,7 @@ class Bench:
         effects: what the last move said besides the row.
     """
 
-    def __init__(self, books: MemoryBooks | SqlBooks) -> None:
+    def __init__(self, books: MemoryBooks | SqlBooks | ComparedBooks) -> None:
         self.books = books
         self.now = NOON
         self.jitter = 1.0
@@ -189,13 +189,13 @@ class Bench:
 
     def outcomes(self, resource: str) -> dict[int, str | None]:
         """What became of each accepted generation."""
-        if isinstance(self.books, MemoryBooks):
+        if not isinstance(self.books, SqlBooks):
             return {generation: event[0] for generation, event in self.books.memory.events[resource].items()}
         found = self.books.session.execute("SELECT resource_id, generation, outcome FROM event ORDER BY generation")
         return {generation: outcome for owner, generation, outcome in found.fetchall() if owner == resource}
 
     def audits(self) -> list[str]:
         """What the system did by itself."""
-        if isinstance(self.books, MemoryBooks):
+        if not isinstance(self.books, SqlBooks):
             return [action for action, _ in self.books.memory.audits]
         return [action for (action,) in self.books.session.execute("SELECT action FROM audit ORDER BY seq").fetchall()]
