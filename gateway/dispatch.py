@@ -39,6 +39,8 @@ SWEEP_ROWS_MAX = 500
 PUMP_ROUNDS_MAX = 4
 RECORD_EVERY_S = 0.2
 """That an event is in the stream is recorded this much later, many at once; what is settled by then needs no record."""
+REFUSED_AGAIN_S = (0.01, 0.02, 0.05, 0.1, 0.2)
+"""Waits before an event is offered again that the stream refused: mostly the worker is just acknowledging the one before."""
 PROBE_CHECKS_MAX = 20
 PROBE_CHECK_EVERY_S = 1.0
 
@@ -150,10 +152,18 @@ class Dispatcher:
                 await self.publish(message)
 
     async def publish(self, message: Message) -> None:
-        """Offer one event to the stream, as often as it takes always with the same bytes (R5)."""
+        """Offer one event to the stream, as often as it takes always with the same bytes (R5).
+
+        A refused one is offered again for a moment, because outcomes travel faster than acknowledgements; then by the relay.
+        """
         if not self.bus.connected():
             return
         answer = await self.bus.publish(message)
+        for wait_s in REFUSED_AGAIN_S:
+            if answer is not Published.REFUSED or not self.bus.connected():
+                break
+            await self.clock.sleep(wait_s)
+            answer = await self.bus.publish(message)
         if answer in (Published.STORED, Published.DUPLICATE):
             self._stored[message.resource] = message.fence
             if not self._recording:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from gateway.bus import ProbeReply, Published
-from gateway.dispatch import PROBE_CHECK_EVERY_S, PROBE_CHECKS_MAX, SWEEP_EVERY_S, act_before
+from gateway.dispatch import PROBE_CHECK_EVERY_S, PROBE_CHECKS_MAX, REFUSED_AGAIN_S, SWEEP_EVERY_S, act_before
 from gateway.lifecycle import AUTH_PROBE_FIRST_S, QUIET_S, READ_BACK_S, UNHEARD_S, Row
 from schemas.config import TargetSettings
 from schemas.events import Begin
@@ -174,9 +174,10 @@ async def test_R5_an_event_without_confirmation_is_sent_again_with_the_same_id_a
 
 
 async def test_R5_a_refused_event_keeps_its_fence_and_uses_no_attempt(engine: Engine) -> None:
-    """R5: 10077 means an earlier event is still there: every second again, no error to Entra."""
+    """R5: 10077 means an earlier event is still there: again in a moment, then every second, no error to Entra."""
     row = await engine.applied("ada")
-    engine.bus.answers = [Published.REFUSED, Published.REFUSED, Published.STORED]
+    refusals = 2 * (1 + len(REFUSED_AGAIN_S))
+    engine.bus.answers = [*[Published.REFUSED] * refusals, Published.STORED]
 
     answer = await engine.patch(row.id, title="Chief")
     await engine.idle()
@@ -187,7 +188,19 @@ async def test_R5_a_refused_event_keeps_its_fence_and_uses_no_attempt(engine: En
     after = engine.row(row.id)
     assert answer.error is None
     assert (after.fence, after.attempt, after.state, after.published) == (fence, 0, State.DELIVERING, True)
-    assert [message.fence for message in engine.bus.sent[1:]] == [fence] * 3
+    assert [message.fence for message in engine.bus.sent[1:]] == [fence] * (refusals + 1)
+
+
+async def test_an_acknowledgement_that_is_late_by_a_moment_costs_a_moment(engine: Engine) -> None:
+    """The outcome reaches Entra before the worker's ack reaches the stream; the next write must not wait for the relay."""
+    row = await engine.applied("ada")
+    engine.bus.answers = [Published.REFUSED, Published.STORED]
+
+    await engine.patch(row.id, title="Chief")
+    await engine.idle()
+
+    assert len(engine.bus.sent) == 3
+    assert sum(engine.clock.slept) < SWEEP_EVERY_S
 
 
 async def test_A7_nothing_is_published_while_the_bus_is_away_and_everything_afterwards(engine: Engine) -> None:
