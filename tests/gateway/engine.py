@@ -186,10 +186,10 @@ class Engine:
         moved: rows that moved, as requests are told.
     """
 
-    def __init__(self, books: MemoryBooks | SqlBooks, *, answer_wait_s: float = WAIT_S) -> None:
+    def __init__(self, books: MemoryBooks | SqlBooks, *, answer_wait_s: float = WAIT_S, bus: Any = None) -> None:
         self.books: Any = books
         self.store = BooksStore(books)
-        self.bus = Desk()
+        self.bus: Any = bus or Desk()
         self.clock = ManualClock()
         self.targets: dict[str, TargetSettings] = {TARGET: SETTINGS}
         self.serving = True
