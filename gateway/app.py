@@ -43,6 +43,8 @@ from schemas.topology import PRESENCE_TTL_S
 PEPPER_FILE = "keys.pepper"
 CONFIG_LOOK_EVERY_S = 2.0
 SHUTDOWN_S = 10
+KEEP_ALIVE_S = 75
+"""Longer than callers keep idle connections, so that no request meets one that is just being closed."""
 RESTART_WAIT_S = 1.0
 OPERATOR_TOKEN_BYTES = 32
 GC_THRESHOLDS = (5_000, 20, 20)
@@ -385,6 +387,7 @@ class _Server(uvicorn.Server):
                 server_header=False,
                 date_header=False,
                 timeout_graceful_shutdown=SHUTDOWN_S,
+                timeout_keep_alive=KEEP_ALIVE_S,
                 backlog=1024,
             )
         )

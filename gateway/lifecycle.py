@@ -47,6 +47,8 @@ PROBE_MAX_S = 60.0
 AUTH_PROBE_FIRST_S = 60.0
 AUTH_PROBE_MAX_S = 900.0
 DEAD_STATES = frozenset({State.DEAD, State.REJECTED, State.DETACHED})
+APPROVAL = "approval"
+"""What a wish waits for that a safety brake holds."""
 
 
 class Doubts(Struct, omit_defaults=True):
@@ -129,7 +131,7 @@ class Row(Struct, kw_only=True):
             return False
         if self.state in WAITING:
             return True
-        return self.dirty and self.state in (State.GONE, State.DEAD, State.REJECTED)
+        return self.dirty and (self.state is State.GONE or self.state in DEAD_STATES)
 
     @property
     def priority(self) -> int:
@@ -301,7 +303,8 @@ def accept(
         hold: a safety brake stops this wish until an operator approves.
     """
     fresh_start = row.state in DEAD_STATES or row.state is State.BLOCKED
-    hold = hold or (row.state is State.HELD and change is not Change.ACTIVATE)
+    held = row.state is State.HELD or row.blocked_on == APPROVAL
+    hold = hold or (held and change is not Change.ACTIVATE)
     row.generation += 1
     row.event_id = event_id
     row.document = document
@@ -326,8 +329,10 @@ def accept(
         row.blocked_on = None
         if hold:
             move(row, State.HELD)
-    elif row.state in DEAD_STATES:
-        move(row, State.DELIVERING)  # only a look is in flight; the wish goes next
+    else:
+        row.blocked_on = APPROVAL if hold else None  # held as soon as what is in flight is settled
+        if row.state in DEAD_STATES:
+            move(row, State.DELIVERING)  # only a look is in flight; the wish goes next
     return []
 
 
@@ -532,7 +537,7 @@ def _may_look_up(row: Row, name: str, others: Others) -> bool:
 
 def _block(row: Row, on: str, now: float, reason: Reason | None, *, wait_s: float | None = None) -> None:
     """Wait for a named thing; looked at again at growing intervals."""
-    again = row.state is State.BLOCKED and row.blocked_on == on
+    again = row.blocked_on == on  # also after a delivery that came to the same end
     row.attempt = row.attempt + 1 if again else 0
     row.blocked_on = on
     row.reason = reason
@@ -643,7 +648,7 @@ def make_dirty(row: Row, now: float, identity: str = "") -> None:
         row.doubts.remembered.add(identity)
         row.doubts.possible.add(identity)
     row.read_back = False
-    if row.in_flight is None and row.state in (State.APPLIED, State.GONE, State.DEAD, State.REJECTED):
+    if row.in_flight is None and (row.state in (State.APPLIED, State.GONE) or row.state in DEAD_STATES):
         row.next_at = min(row.next_at, now) if row.next_at else now
         if row.state is State.APPLIED:
             move(row, State.QUEUED)
@@ -688,7 +693,11 @@ def settle(
     row.settled_at = row.heard_at = now
     if row.state in DEAD_STATES:
         return _resolved(row, outcome, now, others)
+    hold = row.blocked_on == APPROVAL
     effects = _settle_current(row, outcome, now, others, retry, adopt, jitter, sent)
+    if hold and row.open and row.state in WAITING:
+        row.blocked_on = None
+        move(row, State.HELD)
     done = outcome.result is Result.APPLIED or row.state is State.GONE or row.state in DEAD_STATES
     if row.looked and not done:
         row.dirty = row.ambiguous = True  # doubt is cleared only by the settle of the delivery that carried it (R9)
@@ -881,7 +890,10 @@ def _found(row: Row, outcome: Outcome, now: float, others: Others, adopt: bool, 
         return [*effects, Linked(sighting.account_id)]
     if outcome.deleted:  # our own accounts are gone; what was found is others', or nobody's and left alone
         done = msgspec.structs.replace(outcome, result=Result.APPLIED, account_id=None, sightings=())
-        return effects + _applied(row, done, now, others, sent)
+        issue = row.issue
+        effects += _applied(row, done, now, others, sent)
+        row.issue = row.issue or issue  # what was left alone stays for a person to see
+        return effects
     if blocked is not None:
         _block(row, f"account of {blocked.id}", now, _owner_reason(blocked), wait_s=5.0)
         if row.acknowledged == 0 and not blocked.open and not blocked.deleted:
@@ -1027,6 +1039,9 @@ def discard(row: Row) -> list[Effect]:
     """Give a dead or held wish up; what SCIM shows stays the last confirmed state."""
     effects: list[Effect] = [Close(row.generation, "discarded")] if row.open else []
     row.settled_generation = row.generation
+    if row.ambiguous or row.doubts.possible:
+        row.dirty = True  # what its deliveries may have made is looked at once, so that its names pass on
+        row.next_at = row.settled_at + SETTLE_S
     move(row, State.DETACHED)
     return effects
 

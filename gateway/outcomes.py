@@ -38,6 +38,7 @@ FAILING_RESOURCES_MIN = 3
 DEAD_ALIKE_S = 600.0
 DEAD_ALIKE_MIN = 25
 DEAD_ALIKE_SHARE = 0.8
+UNBURIED_MAX = 1_000
 
 log = logger()
 
@@ -179,6 +180,8 @@ class Outcomes:
         target = ledger.target(row.target)
         if target.circuit is Circuit.CLOSED:
             count = ledger.unbury(row.target, reason.fingerprint(), now - DEAD_ALIKE_S, now)
+            for returned in ledger.due(row.target, now, UNBURIED_MAX):
+                ledger.set_keys(returned, shown_keys(returned))  # their wish is shown again, so it is found again
             open_circuit(target, Circuit.DOWN, f"{count} resources were refused alike: {reason.message}", now)
             ledger.save_target(target)
             log.error("circuit.opened", target=row.target, circuit=Circuit.DOWN.value, refused_alike=count)

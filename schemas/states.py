@@ -58,7 +58,7 @@ NEXT: dict[State, frozenset[State]] = {
     State.REJECTED: frozenset({State.QUEUED, State.DELIVERING}),
     State.APPLIED: frozenset({State.QUEUED, State.HELD}),
     State.GONE: frozenset({State.QUEUED, State.DELIVERING}),
-    State.DETACHED: frozenset({State.QUEUED, State.HELD}),
+    State.DETACHED: frozenset({State.QUEUED, State.DELIVERING, State.HELD}),
 }
 """Permitted moves; staying in a state is always permitted. Checked after every step, also in production (invariant A14)."""
 

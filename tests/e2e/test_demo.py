@@ -44,7 +44,8 @@ async def test_the_demo_applies_a_first_cycle_ends_without_a_trace_and_keeps_wha
             assert entry["tenant_url"] in first.said()
             assert entry["token"] not in first.said()
         for target in TARGETS:
-            assert re.search(rf"^{target} +{PEOPLE} +\d+ +0 +{PEOPLE} +({PEOPLE}|-) *$", first.said(), re.MULTILINE)
+            applied = PEOPLE + (GROUPS if target == "observe" else 0)
+            assert re.search(rf"^{target} +{PEOPLE} +\d+ +0 +{applied} +({PEOPLE}|-) *$", first.said(), re.MULTILINE)
         assert first.process is not None
         assert first.process.poll() is None, "it stays up"
 

@@ -410,6 +410,7 @@ async def listening(
         log_level="critical",
         lifespan="on",
         timeout_graceful_shutdown=2,
+        timeout_keep_alive=75,
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=[talk]))

@@ -43,9 +43,9 @@ from tests.simulation.books import MemoryBooks
 WAIT_S = 10.0
 
 
-async def until(condition: Callable[[], Any]) -> Any:
+async def until(condition: Callable[[], Any], wait_s: float = WAIT_S) -> Any:
     """Wait for a condition, plain or awaitable, and return what it gave."""
-    async with asyncio.timeout(WAIT_S):
+    async with asyncio.timeout(wait_s):
         while True:
             found = condition()
             if isinstance(found, Awaitable):
@@ -251,11 +251,12 @@ async def test_P10_events_are_kept_in_the_log(gateway: Gateway, worker: Worker) 
     reply = msgspec.json.decode(await worker.request(f"$JS.API.STREAM.INFO.{topology.WORK}"))
     assert reply["state"]["last_seq"] == 1
     await gateway.bus._client.flush()
-    async with asyncio.timeout(1.0):
-        while (
-            msgspec.json.decode(await worker.request(f"$JS.API.STREAM.INFO.{topology.LOG}"))["state"]["messages"] != 1
-        ):
-            await asyncio.sleep(0.05)
+
+    async def logged() -> bool:
+        reply = msgspec.json.decode(await worker.request(f"$JS.API.STREAM.INFO.{topology.LOG}"))
+        return bool(reply["state"]["messages"] == 1)
+
+    await until(logged, 2.0)
 
 
 async def test_events_and_outcomes_are_seen_live(gateway: Gateway, worker: Worker) -> None:

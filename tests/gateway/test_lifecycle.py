@@ -445,7 +445,6 @@ def test_T8_I9_a_deletion_that_finds_the_account_of_another_is_finished(bench: B
     assert bench.row("r2").account_id == "v7"
 
 
-@pytest.mark.xfail(reason="settling the deletion clears the row's issue again; only the audit entry stays", strict=True)
 def test_R4_a_deletion_that_left_an_account_says_so_on_its_row(bench: Bench) -> None:
     """R4: what a person should look at is on the resource as long as nobody has."""
     bench.wish("r1", "ada")
@@ -1230,7 +1229,6 @@ def test_blocked_on_a_licence_the_account_is_linked_and_its_name_ours(bench: Ben
     assert shown_document(row).get("active") is None
 
 
-@pytest.mark.xfail(reason="a report finds the row delivering, so its interval starts at 2 s every time", strict=True)
 def test_blocked_without_a_time_is_looked_at_at_growing_intervals(bench: Bench) -> None:
     """I6: a named blocker and a next time, at most a quarter of an hour away."""
     bench.wish("r1")
@@ -1314,7 +1312,6 @@ def test_T11_a_discarded_wish_leaves_the_last_confirmed_state(bench: Bench) -> N
     assert not ready(row, NOON)
 
 
-@pytest.mark.xfail(reason="a detached row is never looked at, so what it may have made keeps its name", strict=True)
 def test_R2_what_a_discarded_wish_may_have_made_does_not_keep_its_name_for_ever(bench: Bench) -> None:
     """R2, I6: given up while in doubt: somebody has to find out before the name passes on."""
     bench.wish("r1", "ada")
@@ -1359,9 +1356,6 @@ def test_a_held_wish_waits_for_an_operator(bench: Bench) -> None:
     assert ready(row, NOON)
 
 
-@pytest.mark.xfail(
-    reason="a wish that is to be held is sent after the delivery that is out when it arrives", strict=True
-)
 def test_a_wish_to_be_held_is_held_although_a_delivery_is_out(bench: Bench) -> None:
     """Mass brake: what is in flight is settled; the deactivation behind it waits for approval."""
     bench.applied("r1")

@@ -427,7 +427,6 @@ async def test_a_cause_is_told_from_another_by_what_is_missing(engine: Engine) -
     assert engine.target().circuit is Circuit.CLOSED
 
 
-@pytest.mark.xfail(reason="unbury does not give the wish its filter keys back", strict=True)
 async def test_T13_a_rename_that_returned_to_the_queue_is_found_by_its_new_name(engine: Engine) -> None:
     """T13: the wish is on its way again, so it is what filters find."""
     rows = [await engine.applied(f"old{number}") for number in range(DEAD_ALIKE_MIN)]

@@ -135,7 +135,7 @@ class MemoryLedger:
             v.append("settled generation went back (I4)")
         if row.state is State.APPLIED and row.settled_generation != row.generation:
             v.append("applied but not settled (I5)")
-        looking = row.state in (State.DEAD, State.REJECTED)
+        looking = row.state in (State.DEAD, State.REJECTED, State.DETACHED)
         if (row.state is State.DELIVERING) != (row.in_flight is not None) and not looking:
             v.append("delivering without a delivery, or the other way round (I3)")
 
