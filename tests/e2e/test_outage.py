@@ -226,10 +226,12 @@ async def test_a_product_slower_than_the_budget_is_not_waited_for_again_and_agai
     await telemessage.fails("slow", delay_s=6.0)
 
     late = await asyncio.gather(*(to_telemessage.create(a_telemessage_user()) for _ in range(15)))
-    quick = await to_telemessage.create(a_telemessage_user())
+    after = [await to_telemessage.create(a_telemessage_user()) for _ in range(3)]
 
-    assert {said.status for said in (*late, quick)} == {201}
-    assert quick.took_s < 2.0
+    assert {said.status for said in (*late, *after)} == {201}
+    assert min(said.took_s for said in after) < 2.0, (
+        "now and then one is waited for again, to see whether it got better"
+    )
     await telemessage.works()
     counts = await recovered(system, session, "telemessage")
     assert counts["dead"] == 0
