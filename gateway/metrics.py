@@ -49,6 +49,7 @@ class Metrics:
     def __init__(self, known: Iterable[str] = ()) -> None:
         self.known = frozenset(known)
         self._last: dict[str, tuple[float, str]] = {}
+        self._counting: dict[tuple[str, str, int], Counter] = {}
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "provgate_requests_total",
@@ -69,7 +70,11 @@ class Metrics:
 
     def count_request(self, target: str, op: str, status: int) -> None:
         """One SCIM request was answered. `op` is one of a fixed set, e.g. `create`, `read`, `filter`."""
-        self._requests.labels(self._label(target), op, str(status)).inc()
+        named = (self._label(target), op, status)
+        counter = self._counting.get(named)
+        if counter is None:
+            counter = self._counting[named] = self._requests.labels(*map(str, named))
+        counter.inc()
 
     def count_outcome(self, target: str, result: str, at: float) -> None:
         """One outcome was folded at this epoch time."""
