@@ -162,7 +162,6 @@ class JetStream:
         """Offer one event to the stream (R5)."""
         event = decode_event(message.body)
         headers = event_headers(event, recorded_at=message.read_at, act_before=act_before(message))
-        headers["Nats-Expected-Stream"] = topology.WORK
         subject = topology.event_subject(message.target, message.kind, message.resource)
         self._remember(self._sent, message.resource, message.fence)
         try:

@@ -241,9 +241,6 @@ async def test_an_event_carries_its_headers(gateway: Gateway, worker: Worker) ->
     assert attributes["type"].endswith("prov:create:full")
 
 
-@pytest.mark.xfail(
-    reason="PROV_LOG refuses what expects to be stored in PROV_WORK (header Nats-Expected-Stream)", strict=True
-)
 async def test_P10_events_are_kept_in_the_log(gateway: Gateway, worker: Worker) -> None:
     """design.md section 4, P10: PROV_LOG holds every event for 30 days, so that a lost store can be rebuilt."""
     await gateway.send()
