@@ -112,10 +112,7 @@ class MemoryLedger:
         else:
             m.order[row.id] = len(m.order)
         new = clone(row)
-        if "dirty" in self.without and new.dirty:
-            new.dirty = False
-            if new.state is State.QUEUED and not new.open:
-                new.state = State.APPLIED
+        new.dirty &= "dirty" not in self.without
         m.rows[row.id] = new
         for name in new.held():
             m.held[*at, name].add(row.id)

@@ -25,15 +25,15 @@ SEARCHED_MAX = 300
 SHOWN_BY: dict[str, tuple[Rules, tuple[int, ...]]] = {
     "sweeper": (Rules(), (0, 1, 2)),
     "outbox": (Rules(), (2, 3, 4)),
-    "fence": (Rules(weather="tardy"), (96, 242, 362, 372)),
-    "dirty": (Rules(), (336, 369, 380)),
+    "fence": (Rules(weather="tardy"), (32, 37, 40, 52, 55)),
+    "dirty": (Rules(), (0, 1, 2)),
     "lookup": (Rules(), (2, 12, 13, 14)),
     "refusal": (Rules(weather="forgetful"), (50, 134, 138)),
     "R1": (Rules(), (0, 1, 2)),
     "R2": (Rules(), (4, 10, 35)),
-    "R3": (Rules(), (9, 4, 27, 37)),
-    "R6": (Rules(), (61, 69)),
-    "R7": (Rules(), (10, 18)),
+    "R3": (Rules(), (23, 24, 28, 32)),
+    "R6": (Rules(weather="clumsy"), (24, 58, 81)),
+    "R7": (Rules(weather="clumsy"), (37, 94)),
 }
 """Per protection: rules under which it is needed often enough, and seeds that showed it. Any change of the engine deals the seeds
 anew; `python -m tests.simulation 1000 --without NAME` finds new ones when the search below becomes slow."""
@@ -140,8 +140,9 @@ def _outcomes(books: ComparedBooks) -> dict[tuple[str, int], str | None]:
 
 def test_late_effects_delay_nothing_for_ever() -> None:
     """A vendor that acts later than any wait of ours may see an older generation last (no gateway can prevent that), but the
-    read-back of T4 finds it: nothing stays stuck or doubled without a person being told."""
-    played = many(range(20), Rules(late_effects=True))
+    read-back of T4 finds it: nothing stays stuck."""
+    rules = Rules(late_effects=True)
 
-    stuck = {seed: kinds for seed, kinds in played.violating.items() if any(kind.startswith("stuck") for kind in kinds)}
-    assert not stuck
+    played = {seed: one((seed, rules))[1] for seed in range(20)}
+
+    assert not {seed: kinds for seed, kinds in played.items() if any(kind.startswith("stuck") for kind in kinds)}

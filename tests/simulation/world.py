@@ -73,10 +73,12 @@ class Weather(Struct, frozen=True):
 
 WEATHERS = {
     "common": Weather(),
+    # processes stand still in the middle of everything: deliveries that are no longer theirs abound
+    "clumsy": Weather(crash=0.001, freeze=0.02, slow=0.5),
     # confirmations get lost and the broker knows an id hardly longer than an event is fresh: copies of events abound
     "forgetful": Weather(crash=0.0005, freeze=0.001, lost=0.7, remembers_s=15.0, slow=0.8),
-    # outcomes come late and acknowledgements not at all: outcomes of earlier deliveries abound
-    "tardy": Weather(crash=0.0, freeze=0.0, unacknowledged=0.9, late=0.3, late_s=90.0, slow=0.7),
+    # outcomes come late and acknowledgements hardly ever: outcomes of earlier deliveries abound
+    "tardy": Weather(crash=0.0, freeze=0.0, lost=0.0, unacknowledged=0.9, late=0.5, late_s=45.0, slow=0.3),
 }
 COMMON = WEATHERS["common"]
 
