@@ -48,6 +48,8 @@ NOT_DONE_TRIES_MAX = 3
 """A call answered with `success: false` is sent this often before the change is given up (2.5)."""
 NOT_DONE_WAIT_S = 0.25
 REMOVALS_MAX = 200
+LIST_BYTES_MAX = 16 * 1024 * 1024
+"""Users come in one answer, whatever is asked (2.2): about 500 bytes each, so that thirty thousand of them still fit."""
 
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _EMAIL = re.compile(r"[^@\s]+@[^@\s.]+(\.[^@\s.]+)+")
@@ -319,6 +321,7 @@ class Babelforce(Connector[Settings, Account]):
             base_url=base_url.rstrip("/").removesuffix(SCIM_PREFIX),
             auth=Bearer(settings.token),
             allow_loopback=settings.allow_loopback,
+            body_bytes_max=LIST_BYTES_MAX,
         )
 
     def __init__(self, settings: Settings, http: VendorHttp) -> None:

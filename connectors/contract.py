@@ -99,11 +99,14 @@ class Endpoint(Struct, frozen=True):
         base_url: scheme, host, optional port and path prefix; the only host that is ever called with these credentials.
         auth: None for products without credentials.
         allow_loopback: for emulators: permits http to 127.0.0.1, ::1 and localhost.
+        body_bytes_max: longest answer that is read, for products with larger lists; 0 leaves it to `connectors/http.py`,
+            which has the last word.
     """
 
     base_url: str
     auth: Auth | None = None
     allow_loopback: bool = False
+    body_bytes_max: int = 0
 
 
 class Connector(Generic[Settings, Account]):
@@ -115,10 +118,17 @@ class Connector(Generic[Settings, Account]):
 
     spec: ClassVar[Spec]
     settings_type: ClassVar[type[Struct]]
+    example: ClassVar[str] = ""
+    """A target in TOML as an operator writes it; printed into the page, and read by a test."""
 
     def __init__(self, settings: Settings, http: VendorHttp) -> None:
         self.settings = settings
         self.http = http
+
+    @classmethod
+    def spec_for(cls, settings: Settings) -> Spec:
+        """The declaration of one target; differs from `spec` where the settings say what the product is (limit, attributes)."""
+        return cls.spec
 
     @classmethod
     def endpoint(cls, settings: Settings) -> Endpoint | None:

@@ -52,7 +52,9 @@ CONNECT_S = 5.0
 KEEPALIVE_S = 4.0
 """Below the 5 s after which common servers close idle connections, so that a write rarely meets a closed one."""
 BODY_BYTES_MAX = 1024 * 1024
-"""Longest answer that is read, counted after decompression."""
+"""Longest answer that is read, counted after decompression, unless the connector's endpoint declares another."""
+BODY_BYTES_CEILING = 32 * 1024 * 1024
+"""What no endpoint can go beyond: a worker runs many calls at once and holds each answer in memory."""
 REPEATS_MAX = 2
 """In-attempt repeats of one idempotent call (reliability, section 6); everything longer is the dispatcher's retry."""
 REPEAT_WAIT_FIRST_S = 0.2
@@ -345,6 +347,39 @@ class Bearer:
         return before != self._value
 
 
+class Basic:
+    """A name and a password with every call (RFC 7617).
+
+    Args:
+        username: without a colon.
+        password: where it is kept; read as by `Bearer`.
+    """
+
+    def __init__(self, username: str, password: Secret) -> None:
+        self._username = username
+        self._password = password
+        self._value: str | None = None
+
+    def connect(self, sibling: Callable[[str], VendorHttp]) -> None:
+        """Needs no other host."""
+
+    async def headers(self, ctx: Delivery | None) -> Mapping[str, str]:
+        """Raises: Misconfigured when the password cannot be read."""
+        if self._value is None:
+            self._value = self._encoded()
+        return {"Authorization": f"Basic {self._value}"}
+
+    async def renew(self, ctx: Delivery | None) -> bool:
+        """True when the password has changed since it was read."""
+        before, self._value = self._value, self._encoded()
+        return before != self._value
+
+    def _encoded(self) -> str:
+        value = base64.b64encode(f"{self._username}:{_revealed(self._password)}".encode()).decode()
+        register_secret(value)
+        return value
+
+
 class ClientCredentials:
     """OAuth 2.0 client credentials (RFC 6749 section 4.4), client authenticated with HTTP Basic.
 
@@ -519,6 +554,7 @@ class HttpClient:
             before_call=before_call,
             rate_limit=rate_limit,
             concurrency_max=concurrency_max,
+            body_bytes_max=min(endpoint.body_bytes_max or BODY_BYTES_MAX, BODY_BYTES_CEILING),
         )
 
     def share_rate(self, workers: int) -> None:

@@ -99,15 +99,15 @@ def build(
         ConfigurationError: no such connector, or an address that must not be called.
     """
     connector = load(name)
-    endpoint = connector.endpoint(settings)
+    endpoint, spec = connector.endpoint(settings), connector.spec_for(settings)
     if endpoint is None:
         return connector(settings, CallsNobody()), None
     client = HttpClient.open(
         endpoint,
-        product=connector.spec.title,
+        product=spec.title,
         before_call=before_call,
-        rate_limit=connector.spec.rate_limit if paced else None,
-        concurrency_max=connector.spec.concurrency_max,
+        rate_limit=spec.rate_limit if paced else None,
+        concurrency_max=spec.concurrency_max,
     )
     return connector(settings, client), client
 

@@ -7,6 +7,7 @@ the process that uses them.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import tomllib
 import types
@@ -75,29 +76,64 @@ Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 
 
+Rate = Annotated[int, Meta(ge=1)] | Literal["unlimited"]
+
+
 class LimitSettings(Struct, frozen=True, kw_only=True):
-    """Bounds on what a caller may send."""
+    """Bounds on what a caller may send and hold (security requirements S7, S8). Changed by a restart only.
+
+    Args:
+        body_bytes_max: a request body, in bytes; `group_body_bytes_max` and `bulk_body_bytes_max` for those of groups and bulks.
+        header_bytes_max: all header names and values of a request together.
+        url_bytes_max: path and query.
+        depth_max: objects and arrays inside each other in a body.
+        keys_max: keys in all objects of a body, member references and operations not counted.
+        operations_max: operations of one PATCH or one bulk request.
+        string_bytes_max: one string of a body, as UTF-8.
+        filter_depth_max, filter_terms_max: brackets inside each other, and comparisons, in one filter.
+        count_max: resources on one page; more are never sent, whatever was asked for.
+        body_wait_s: how long a body may take, in seconds.
+        header_wait_s: how long a new connection may be silent, and how long the headers of a request may take.
+        idle_wait_s: how long a connection may rest between two requests.
+        connections_max: open connections of one listener; `connections_per_source_max` of them from one address, unless it is a
+            trusted proxy.
+        requests_per_s_per_target: what one target is served in the long run, by one gateway process: four times the rate that
+            Entra asks for.
+        refused_sign_ins_per_min_per_source: wrong keys that one address is told about in full; the next are 429.
+    """
 
     body_bytes_max: Count = 256 * 1024
     group_body_bytes_max: Count = 1024 * 1024
+    bulk_body_bytes_max: Count = 1024 * 1024
     header_bytes_max: Count = 16 * 1024
     url_bytes_max: Count = 8 * 1024
     depth_max: Count = 32
     keys_max: Count = 2_000
     members_max: Count = 10_000
     operations_max: Count = 1_000
-    string_chars_max: Count = 4_096
-    filter_chars_max: Count = 1_024
+    string_bytes_max: Count = 4_096
+    filter_bytes_max: Count = 1_024
     filter_depth_max: Count = 8
     filter_terms_max: Count = 32
     count_max: Count = 200
     body_wait_s: Seconds = 10.0
-    requests_per_s_per_target: Count = 1_000_000
-    requests_per_s_per_source: Count = 1_000_000
+    header_wait_s: Seconds = 10.0
+    idle_wait_s: Seconds = 75.0
+    connections_max: Count = 2_000
+    connections_per_source_max: Count = 500
+    requests_per_s_per_target: Rate = 100
+    refused_sign_ins_per_min_per_source: Rate = 300
+
+
+PROXIES_MAX = 64
 
 
 class GatewaySettings(Struct, frozen=True, kw_only=True):
-    """Listeners of the gateway: SCIM for Entra, and the operators' own listener (loopback unless set otherwise)."""
+    """Listeners of the gateway: SCIM for Entra, and the operators' own listener (loopback unless set otherwise).
+
+    Args:
+        trusted_proxies: addresses or networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed; nobody's by default.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 8080
@@ -106,7 +142,21 @@ class GatewaySettings(Struct, frozen=True, kw_only=True):
     operator_port: Port = 8081
     operator_token: Secret | None = None
     answer_wait_s: Seconds = 4.0
+    trusted_proxies: Annotated[tuple[str, ...], Meta(max_length=PROXIES_MAX)] = ()
     limits: LimitSettings = LimitSettings()
+
+    def __post_init__(self) -> None:
+        found = [("trusted_proxies", _proxy_mistake(proxy)) for proxy in self.trusted_proxies]
+        if found := [(name, sentence) for name, sentence in found if sentence]:
+            raise Mistakes(found)
+
+
+def _proxy_mistake(proxy: str) -> str:
+    try:
+        network = ipaddress.ip_network(proxy, strict=False)
+    except ValueError:
+        return f"{proxy!r} is neither an address nor a network like 10.0.0.0/24"
+    return "" if network.prefixlen else f"{proxy!r} would trust everybody"
 
 
 class StoreSettings(Struct, frozen=True, kw_only=True):
@@ -438,6 +488,16 @@ def _decode_value(value: Any, type_: Any, path: str, problems: list[str], produc
                 continue
             table[name] = decode(item, values, path=here, problems=problems, product=product)
         return table
+    rows = _rows_of(type_)
+    if rows is not None and isinstance(value, list):
+        return tuple(
+            decode(item, rows, path=f"{path}[{number}]", problems=problems, product=product)
+            for number, item in enumerate(value)
+        )
+    problem = _choice_problem(value, type_)
+    if problem:
+        problems.append(f"{path}: {problem}")
+        return None
     try:
         return msgspec.convert(value, type_)
     except (msgspec.ValidationError, ValueError) as exc:
@@ -459,6 +519,30 @@ def _table_of(type_: Any) -> tuple[Any, type[Struct] | None]:
         key, value = typing.get_args(type_)
         return key, _struct_of(value)
     return None, None
+
+
+def _rows_of(type_: Any) -> type[Struct] | None:
+    """Struct of a `tuple[Struct, ...]`: an array of tables."""
+    while typing.get_origin(type_) is Annotated:
+        type_ = typing.get_args(type_)[0]
+    arguments = typing.get_args(type_)
+    if typing.get_origin(type_) is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
+        return _struct_of(arguments[0])
+    return None
+
+
+def _choice_problem(value: Any, type_: Any) -> str:
+    """What is wrong with words that must be some of a few, the nearest one named; "" for everything else."""
+    if typing.get_origin(type_) is tuple and isinstance(value, list):
+        said = (_choice_problem(item, typing.get_args(type_)[0]) for item in value)
+        return next(filter(None, said), "")
+    words = [word for part in _parts(type_) if typing.get_origin(part) is Literal for word in typing.get_args(part)]
+    if not isinstance(value, str) or not words or value in words or str in _parts(type_):
+        return ""
+    near = difflib.get_close_matches(value, [str(word) for word in words], n=1, cutoff=0.6)
+    return f"Invalid enum value '{value}'; " + (
+        f"did you mean {near[0]}?" if near else f"must be one of {', '.join(map(str, words))}"
+    )
 
 
 def _parts(type_: Any) -> list[Any]:

@@ -55,6 +55,7 @@ class Served:
             await before_call(self.limit)
 
         self.connector, self._http = build(configured.connector, self.settings, before_call=hook, paced=False)
+        self._spec = self.connector.spec_for(self.settings)
         self.limit = CallLimit(self.spec.rate_limit)
         self.directory = NameCache(self.connector.load_directory if isinstance(self.connector, HasDirectory) else None)
         self.concurrency = min(concurrency_max, self.spec.concurrency_max)
@@ -62,8 +63,8 @@ class Served:
 
     @property
     def spec(self) -> Spec:
-        """The connector's declaration."""
-        return self.connector.spec
+        """What the connector declares for this target."""
+        return self._spec
 
     def presence(self) -> TargetPresence:
         """What the others are told; a credential that changed on disk shows in the digest."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import gzip
 import socket
@@ -17,11 +18,14 @@ import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from connectors.contract import Delivery, VendorResponse
+from connectors.contract import Delivery, Endpoint, VendorResponse
 from connectors.http import (
+    BODY_BYTES_CEILING,
+    BODY_BYTES_MAX,
     MEANING,
     RETRY_AFTER_MAX_S,
     TEXT_CHARS_MAX,
+    Basic,
     Bearer,
     ClientCredentials,
     HttpClient,
@@ -409,6 +413,43 @@ async def test_an_answer_above_the_limit_is_refused() -> None:
     """S9: body limit."""
     async with serving(answering(200, {"x": "y" * 2_000})) as url, client(url, body_bytes_max=1_000) as http:
         assert (await refused(http, "GET")).code == "malformed"
+
+
+async def test_an_endpoint_may_declare_larger_answers_up_to_the_ceiling() -> None:
+    """S9: a product that lists everything in one answer is read, and no declaration goes beyond what a worker can hold."""
+    async with serving(answering(200, {"x": "y" * (BODY_BYTES_MAX + 1)})) as url:
+        for declared, is_read in ((0, False), (2 * BODY_BYTES_MAX, True)):
+            endpoint = Endpoint(base_url=url, allow_loopback=True, body_bytes_max=declared)
+            http = HttpClient.open(endpoint, product="Product")
+            if is_read:
+                assert len((await http.request("GET", "/Users")).body["x"]) == BODY_BYTES_MAX + 1
+            else:
+                error = await refused(http, "GET")
+                assert (error.code, f"more than {BODY_BYTES_MAX} bytes" in error.message) == ("malformed", True)
+            await http.close()
+    async with serving(answering(200, {"x": "y" * BODY_BYTES_CEILING})) as url:
+        http = HttpClient.open(Endpoint(base_url=url, allow_loopback=True, body_bytes_max=10**12), product="Product")
+        assert (await refused(http, "GET")).code == "malformed"
+        await http.close()
+
+
+async def test_a_name_and_a_password_go_with_every_call_and_a_rotated_password_is_read_again(tmp_path: Path) -> None:
+    """RFC 7617 section 2; the password is a reference, and no error shows it."""
+    file = tmp_path / "password"
+    file.write_text("old-pass:word")
+    file.chmod(0o600)
+    seen: list[str] = []
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        seen.append(base64.b64decode(request.headers["Authorization"].removeprefix("Basic ")).decode())
+        return web.json_response({"message": f"no: {seen[-1]}"}, status=200 if "new-pass" in seen[-1] else 401)
+
+    async with serving(answer) as url, client(url, auth=Basic("svc", Secret(file=str(file)))) as http:
+        error = await refused(http, "GET")
+        file.write_text("new-pass:word")
+        assert (await http.request("GET", "/Users")).status == 200
+    assert seen == ["svc:old-pass:word", "svc:old-pass:word", "svc:new-pass:word"]
+    assert (error.code, "pass" in error.message) == ("unauthorized", False)
 
 
 async def test_no_call_starts_after_the_deadline() -> None:
