@@ -2,7 +2,8 @@
 
 Four parts, in this order: `Directory` (people, groups and what happens to them), `Mapping` (Entra's expressions and
 where their values go), `ProvisioningJob` (cycles, on-demand runs, escrow, quarantine, log and journal) and `load_cycle`
-(the same requests without the thinking, for benchmarks). The command line stands at the end:
+(the same requests without the thinking, for benchmarks). How it signs in stands in `entra_sign_in`. The command line
+stands at the end:
 
     python -m deploy.emulators.entra cycle --tenant-url URL --token-file FILE --mapping talkdesk --users 20
 
@@ -21,7 +22,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from collections.abc import Mapping as AbstractMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast
@@ -32,13 +33,27 @@ import httptools
 import msgspec
 from yarl import URL
 
+from deploy.emulators.entra_sign_in import (
+    CREDENTIALS_UNAVAILABLE,
+    Bearer,
+    ClientCredentials,
+    Credentials,
+    SecretToken,
+    SignInFailed,
+    TokenAnswer,
+)
+
 CORE_USER = "urn:ietf:params:scim:schemas:core:2.0:User"
 CORE_GROUP = "urn:ietf:params:scim:schemas:core:2.0:Group"
 MICROSOFT_GROUP = "http://schemas.microsoft.com/2006/11/ResourceManagement/ADSCIM/2.0/Group"
 ENTERPRISE_USER = "urn:ietf:params:scim:schemas:extension:enterprise:2.0:User"
 TALKDESK_USER = "urn:ietf:params:scim:schemas:extension:talkdesk:2.0:User"
 PATCH_OP = "urn:ietf:params:scim:api:messages:2.0:PatchOp"
+LIST_RESPONSE = "urn:ietf:params:scim:api:messages:2.0:ListResponse"
+SCIM_ERROR = "urn:ietf:params:scim:api:messages:2.0:Error"
 APP_ROLE_TYPE = "WindowsAzureActiveDirectoryRole"
+SINGLE_ROLE = 'roles[primary eq "True"].value'
+GUEST_MARK = "#EXT#"
 FLAG = "aadOptscim062020"
 
 CYCLE_INTERVAL_S = 40 * 60.0  # documented as "about every 40 minutes"
@@ -52,6 +67,8 @@ REQUEST_TIMEOUT_S = 30.0  # undocumented
 CONNECT_TIMEOUT_S = 10.0  # undocumented
 MEMBERS_PER_PATCH = 20  # undocumented: one and many were seen
 MEMBERS_ON_DEMAND_MAX = 5
+KEEP_ALIVE_S = 300.0  # the probe is seen during cycles too; how often is undocumented
+DISCOVERY_PAGE = 100  # undocumented; the published validation asks for pages of 5
 REPEATS_MAX = 1  # how often a request that was too slow is sent again within a run; the number is undocumented
 EXCHANGES_MAX = 100_000  # recorded requests kept; older ones fall out
 FAILURES_PRINTED_MAX = 20  # failures the command line prints in full
@@ -63,6 +80,7 @@ Clock = Callable[[], float]
 Progress = Callable[[int, int], None]
 Dialect = Literal["legacy", "flag"]
 ManagerShape = Literal["string", "object", "reference"]
+SingleRoleShape = Literal["filtered", "published"]
 JsonObject = dict[str, Any]
 Touched = TypeVar("Touched", "Person", "Group")
 
@@ -86,6 +104,19 @@ class ManualClock:
 
 
 # ------------------------------------------------------------------------------------------------- the directory
+
+
+class AppRole(msgspec.Struct, frozen=True, rename="camel"):
+    """A role that the application declares and that people are given."""
+
+    id: str
+    value: str
+    display_name: str
+
+    @classmethod
+    def named(cls, value: str) -> Self:
+        """The role of that value; the id follows from it, and the display name is the value."""
+        return cls(str(uuid.uuid5(uuid.NAMESPACE_OID, value)), value, value)
 
 
 class Person(msgspec.Struct, kw_only=True, rename="camel"):
@@ -118,10 +149,15 @@ class Person(msgspec.Struct, kw_only=True, rename="camel"):
     """Assigned to the enterprise application, which is the scope of the job."""
     soft_deleted: bool = False
     hard_deleted: bool = False
-    app_role_assignments: list[str] = msgspec.field(default_factory=list)
-    """Values of the app roles given to the user."""
+    app_role_assignments: list[str | AppRole] = msgspec.field(default_factory=list)
+    """The app roles given to the user, in full or by value."""
     extension: dict[str, str] = msgspec.field(default_factory=dict)
     """Further attributes by their directory name, e.g. `extensionAttribute1`."""
+
+    @property
+    def roles(self) -> tuple[AppRole, ...]:
+        """The app roles given to the user, in full."""
+        return tuple(AppRole.named(role) if isinstance(role, str) else role for role in self.app_role_assignments)
 
     @property
     def is_soft_deleted(self) -> bool:
@@ -141,6 +177,10 @@ class Person(msgspec.Struct, kw_only=True, rename="camel"):
         """
         if name == "IsSoftDeleted":
             return self.is_soft_deleted
+        if name == "userPrincipalName":  # of guests; whoever wants the mark maps originalUserPrincipalName
+            return self.user_principal_name.replace(GUEST_MARK, "")
+        if name == "originalUserPrincipalName":
+            return self.user_principal_name
         if name in PERSON_ATTRIBUTES:
             return getattr(self, PERSON_ATTRIBUTES[name])
         if name in self.extension:
@@ -454,7 +494,9 @@ class Call(msgspec.Struct, frozen=True):
 Expression = Attribute | Constant | Call
 
 _TOKEN = re.compile(r'\s*(?:\[(?P<attribute>\w+)\]|"(?P<text>(?:[^"\\]|\\.)*)"|(?P<name>\w+)|(?P<mark>[(),]))')
-_FUNCTIONS = {"Switch", "Not", "Join", "SingleAppRoleAssignment"}
+_SEVERAL_ROLES = {"AppRoleAssignmentsComplex": False, "AssertiveAppRoleAssignmentsComplex": True}
+"""By function, whether roles that were taken away in Entra disappear at the target too."""
+_FUNCTIONS = {"Switch", "Not", "Join", "SingleAppRoleAssignment", *_SEVERAL_ROLES}
 
 
 @lru_cache(maxsize=1_024)
@@ -521,7 +563,7 @@ def evaluate(expression: Expression | None, person: Person) -> str | None:
     """Compute an expression for one person; None stands for an empty value, booleans come out as "True" or "False".
 
     Raises:
-        ValueError: an attribute the directory does not have, or a wrong number of arguments.
+        ValueError: an attribute the directory does not have, wrong arguments, or an expression for several roles.
     """
     match expression:
         case None:
@@ -544,9 +586,59 @@ def evaluate(expression: Expression | None, person: Person) -> str | None:
             return (evaluate(separator, person) or "").join(values) or None
         case Call("SingleAppRoleAssignment", (Attribute("appRoleAssignments"),)):
             # With several roles assigned the service does not promise which one is sent.
-            return person.app_role_assignments[0] if person.app_role_assignments else None
+            return person.roles[0].value if person.roles else None
         case _:
             raise ValueError(f"{expression.function}: wrong arguments")
+
+
+class Roles(msgspec.Struct, frozen=True):
+    """The value of an expression that gives several roles."""
+
+    roles: tuple[AppRole, ...]
+    assertive: bool
+    """Roles that were taken away in Entra disappear at the target; otherwise they stay there."""
+
+    def posted(self) -> list[JsonObject]:
+        """As a POST carries them; one form says `displayName`, the other `display`."""
+        shown = "display" if self.assertive else "displayName"
+        return [
+            {"primary": False, "type": APP_ROLE_TYPE, shown: role.display_name, "value": role.value}
+            for role in self.roles
+        ]
+
+    def held_by(self, entries: Any) -> bool:
+        """Whether a target that shows these entries has nothing to be told."""
+        there, wanted = role_values(entries), {role.value for role in self.roles}
+        return there == wanted if self.assertive else wanted <= there
+
+    def operation(self, dialect: Dialect) -> JsonObject:
+        """The PATCH operation; a change sends all of them (undocumented for the additive form)."""
+        if self.assertive:
+            return {"op": "replace", "path": "roles", "value": self.posted()}
+        if dialect == "flag":
+            return {"op": "add", "path": "roles", "value": self.posted()}
+        return {"op": "Add", "path": "roles", "value": [{"value": _role_text(role)} for role in self.roles]}
+
+
+Value = str | Roles
+"""What a row of a mapping gives for one person."""
+
+
+def role_values(entries: Any) -> set[str]:
+    """The roles' values in a target's `roles`, also those that stand there as a JSON document in a string."""
+    values: set[str] = set()
+    for entry in entries if isinstance(entries, list) else []:
+        value = _member(entry, "value")
+        if isinstance(value, str) and value.startswith("{"):
+            with suppress(msgspec.MsgspecError):
+                value = msgspec.json.decode(value, type=AppRole).value
+        if isinstance(value, str):
+            values.add(value)
+    return values
+
+
+def _role_text(role: AppRole) -> str:
+    return msgspec.json.encode(role).decode()
 
 
 def _as_text(value: object) -> str | None:
@@ -662,6 +754,19 @@ class AttributeMapping(msgspec.Struct, frozen=True):
         """Manager: written in a later request, once both objects exist."""
         return self.source in ("manager", "[manager]")
 
+    @property
+    def takes_roles(self) -> bool:
+        """Comes from the app roles given to the user."""
+        return "appRoleAssignments" in self.source
+
+    def value(self, person: Person) -> Value | None:
+        """What the row gives for one person; None for an empty value."""
+        match parse_expression(self.source):
+            case Call(function, (Attribute("appRoleAssignments"),)) if function in _SEVERAL_ROLES:
+                return Roles(person.roles, _SEVERAL_ROLES[function]) if person.roles else None
+            case expression:
+                return evaluate(expression, person)
+
 
 class Mapping(msgspec.Struct, frozen=True):
     """What is sent where, for users of one application.
@@ -695,20 +800,20 @@ class Mapping(msgspec.Struct, frozen=True):
         """Without `active`, leaving means DELETE."""
         return any(row.path == "active" for row in self.attributes)
 
-    def values(self, person: Person, *, creating: bool = False) -> dict[str, str]:
+    def values(self, person: Person, *, creating: bool = False, roles: bool = True) -> dict[str, Value]:
         """The mapped values by SCIM path, in the order of the rows; empty ones are left out, references too."""
-        values: dict[str, str] = {}
+        values: dict[str, Value] = {}
         for row in self.attributes:
-            if row.is_reference or (row.only_on_create and not creating):
+            if row.is_reference or (row.only_on_create and not creating) or (row.takes_roles and not roles):
                 continue
-            value = evaluate(parse_expression(row.source), person)
+            value = row.value(person)
             if value is None and creating:
                 value = row.default
             if value is not None:
                 values[row.path] = value
         return values
 
-    def document(self, values: AbstractMapping[str, str], dialect: Dialect) -> JsonObject:
+    def document(self, values: AbstractMapping[str, Value], dialect: Dialect) -> JsonObject:
         """The body of a POST. Custom extension URNs are not listed in `schemas`; that is how Entra does it."""
         booleans = {row.path for row in self.attributes if row.boolean}
         schemas = [CORE_USER]
@@ -716,6 +821,9 @@ class Mapping(msgspec.Struct, frozen=True):
             schemas.append(ENTERPRISE_USER)
         document: JsonObject = {"schemas": schemas}
         for path, value in values.items():
+            if isinstance(value, Roles):
+                place(document, path, value.posted())
+                continue
             typed = path in booleans or (path == "active" and dialect == "flag")
             place(document, path, as_boolean(value) if typed else value)
         document["meta"] = {"resourceType": "User"}
@@ -813,15 +921,33 @@ class Change(msgspec.Struct, frozen=True):
     """One difference between the wish and what the target holds."""
 
     path: str
-    value: str
+    value: Value
     before: Any = None
+    role: AppRole | None = None
+    """The one role that is meant, where it is sent in the published form instead of by its filtered path."""
 
 
-def differences(values: AbstractMapping[str, str], resource: AbstractMapping[str, Any]) -> list[Change]:
-    """What must change so that `resource` holds `values`, in mapping order."""
-    return [
-        Change(path, value, before) for path, value in values.items() if not same(before := held(resource, path), value)
-    ]
+def differences(
+    values: AbstractMapping[str, Value], resource: AbstractMapping[str, Any], single: AppRole | None = None
+) -> list[Change]:
+    """What must change so that `resource` holds `values`, in mapping order.
+
+    Args:
+        single: the one role, when it is to be sent in the published form.
+    """
+    changes: list[Change] = []
+    for path, value in values.items():
+        role = single if path == SINGLE_ROLE else None
+        before = held(resource, "roles" if role is not None else path)
+        if isinstance(value, Roles):
+            there = value.held_by(before)
+        elif role is not None:
+            there = value in role_values(before)
+        else:
+            there = same(before, value)
+        if not there:
+            changes.append(Change(path, value, before, role))
+    return changes
 
 
 def patch_body(changes: Sequence[Change], dialect: Dialect) -> JsonObject:
@@ -830,9 +956,24 @@ def patch_body(changes: Sequence[Change], dialect: Dialect) -> JsonObject:
     return {"schemas": [PATCH_OP], "Operations": operations}
 
 
+def _role_operation(change: Change, dialect: Dialect) -> JsonObject | None:
+    """The operation of a change that is about whole roles; None for any other."""
+    if isinstance(change.value, Roles):
+        return change.value.operation(dialect)
+    if change.role is None:
+        return None
+    if dialect == "flag":  # with the flag a PATCH of roles looks like the POST
+        posted = {"primary": True, "type": APP_ROLE_TYPE, "value": change.role.value}
+        return {"op": "add", "path": "roles", "value": [posted]}
+    return {"op": "Add", "path": "roles", "value": [{"value": _role_text(change.role)}]}
+
+
 def _legacy_operations(changes: Sequence[Change]) -> list[JsonObject]:
     operations: list[JsonObject] = []
     for change in changes:
+        if (whole := _role_operation(change, "legacy")) is not None:
+            operations.append(whole)
+            continue
         enabling = change.path == "active" and same(change.value, "True")  # seen as Add even where a value stands
         op = "Add" if change.before is None or enabling else "Replace"
         operations.append({"op": op, "path": change.path, "value": change.value})
@@ -843,8 +984,10 @@ def _flag_operations(changes: Sequence[Change]) -> list[JsonObject]:
     operations: list[JsonObject] = []
     shared: list[Change] = []
     for change in changes:
-        if change.path == "active":
-            operations.append({"op": "replace", "path": "active", "value": as_boolean(change.value)})
+        if (whole := _role_operation(change, "flag")) is not None:
+            operations.append(whole)
+        elif change.path == "active":
+            operations.append({"op": "replace", "path": "active", "value": as_boolean(str(change.value))})
         elif parse_path(change.path).selector is not None:
             op = "add" if change.before is None else "replace"
             operations.append({"op": op, "path": change.path, "value": change.value})
@@ -894,9 +1037,13 @@ def filter_query(path: str, value: str) -> str:
 
 
 Operation = Literal[
+    "token",
     "probe_users",
     "probe_groups",
+    "probe_user_by_id",
+    "probe_group_by_id",
     "schemas",
+    "discover",
     "match_hit",
     "match_miss",
     "match",
@@ -932,6 +1079,8 @@ class Exchange(msgspec.Struct, frozen=True):
     response_body: str
     elapsed_s: float
     error: str
+    request_headers: dict[str, str] = {}
+    """As sent, but for Authorization."""
 
 
 class LogEntry(msgspec.Struct, frozen=True):
@@ -972,7 +1121,7 @@ class FinalWish(msgspec.Struct):
     """All that was acknowledged for one person, put together: what must hold in the end."""
 
     target_id: str
-    values: dict[str, str]
+    values: dict[str, Value]
     """By SCIM path; `active` is "True" or "False"."""
     deleted: bool = False
 
@@ -1076,6 +1225,13 @@ class CycleReport(msgspec.Struct):
     elapsed_s: float = 0.0
     entries: list[LogEntry] = msgspec.field(default_factory=list)
 
+    @property
+    def state(self) -> Literal["Succeeded", "Failed", "EntryLevelErrors"]:
+        """The run's state as Graph shows it."""
+        if self.quarantined or not self.ran:
+            return "Failed"
+        return "EntryLevelErrors" if self.failed or self.failed_references else "Succeeded"
+
 
 _GROUP_COUNTER: dict[str, str] = {
     "Create": "groups_created",
@@ -1103,6 +1259,10 @@ class Answer(msgspec.Struct, frozen=True):
     body: bytes
     error: str = ""
     detail: str = ""
+    headers: dict[str, str] = {}
+    """Of the request, but for Authorization."""
+    credentials_refused: bool = False
+    """Nothing was sent, because the token endpoint said no."""
 
     @property
     def text(self) -> str:
@@ -1115,6 +1275,13 @@ class Answer(msgspec.Struct, frozen=True):
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         return decoded if isinstance(decoded, dict) else None
+
+    @property
+    def is_scim_error(self) -> bool:
+        """Whether the body is an error as RFC 7644 section 3.12 has it; `detail` is optional."""
+        document = self.document()
+        schemas = document.get("schemas") if document is not None else None
+        return isinstance(schemas, list) and SCIM_ERROR in schemas
 
 
 def error_code_of(answer: Answer, *, query: bool = False) -> str:
@@ -1169,40 +1336,46 @@ class TenantUrl(msgspec.Struct, frozen=True):
 class _Wire:
     """Sends requests the way the service does: no User-Agent, no Accept, no redirects."""
 
-    def __init__(self, base: str, token: str, connections: int, timeout_s: float) -> None:
+    def __init__(self, base: str, connections: int, timeout_s: float) -> None:
         self.base = base
-        self._token = token
         self._connections = connections
         self._timeout_s = timeout_s
         self._session: aiohttp.ClientSession | None = None
 
-    async def send(self, method: str, target: str, body: bytes | None) -> tuple[Answer, float]:
+    async def send(self, method: str, target: str, body: bytes | None, token: str) -> tuple[Answer, float]:
         """The answer, and the seconds until its last byte (or until giving up)."""
+        headers = {} if body is None else {"Content-Type": "application/scim+json; charset=utf-8"}
         started = time.perf_counter()
-        answer = await self._send(method, target, body)
+        answer = await self._send(method, self.base + target, body, headers, f"Bearer {token}")
         return answer, time.perf_counter() - started
 
-    async def _send(self, method: str, target: str, body: bytes | None) -> Answer:
+    async def ask_for_token(self, address: str, headers: dict[str, str], form: bytes) -> tuple[Answer, float]:
+        """The token endpoint's answer to a form."""
+        shown = {name: value for name, value in headers.items() if name != "Authorization"}
+        started = time.perf_counter()
+        answer = await self._send("POST", address, form, shown, headers.get("Authorization", ""))
+        return answer, time.perf_counter() - started
+
+    async def _send(
+        self, method: str, address: str, body: bytes | None, headers: dict[str, str], authorization: str
+    ) -> Answer:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=self._connections),
                 timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=CONNECT_TIMEOUT_S),
-                headers={"Authorization": f"Bearer {self._token}"},
                 skip_auto_headers=("User-Agent", "Accept"),
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
-        headers = None if body is None else {"Content-Type": "application/scim+json; charset=utf-8"}
-        address = URL(self.base + target, encoded=True)
+        sent = {**headers, "Authorization": authorization} if authorization else headers
+        url = URL(address, encoded=True)
         try:
-            async with self._session.request(
-                method, address, data=body, headers=headers, allow_redirects=False
-            ) as response:
-                return Answer(response.status, await response.read())
+            async with self._session.request(method, url, data=body, headers=sent, allow_redirects=False) as response:
+                return Answer(response.status, await response.read(), headers=headers)
         except TimeoutError:
-            return Answer(0, b"", "Timeout")
+            return Answer(0, b"", "Timeout", headers=headers)
         except (aiohttp.ClientError, OSError) as refused:
             # Only the kind: texts of these errors may quote the address.
-            return Answer(0, b"", "WebException", type(refused).__name__)
+            return Answer(0, b"", "WebException", type(refused).__name__, headers)
 
     async def close(self) -> None:
         if self._session is not None:
@@ -1221,7 +1394,7 @@ class ProvisioningJob:
 
     Args:
         tenant_url: the target's SCIM address; the compatibility flag in its query chooses the flagged dialect.
-        token: the secret token. Never recorded.
+        token: the secret token, or another of the credentials an admin may enter. Never recorded.
         directory: the people and groups.
         mapping: what is sent where.
         dialect: form of PATCH; on-demand runs always use the legacy form.
@@ -1237,12 +1410,17 @@ class ProvisioningJob:
         provision_groups: whether groups are provisioned too (Mappings > Provision Groups > Enabled).
         members_per_patch: how many members one PATCH of a group carries at most.
         probe_groups: ask the groups endpoint in Test Connection too, as seen even for user-only applications.
+        probe_by_id: ask for a random user and group by id as well, the older form of Test Connection.
+        keep_alive_s: during a cycle the probe is sent this often; None for never.
+        sync_all: the scope "Sync all users and groups": assignment does not count, and app roles are never sent.
+        single_role: how a PATCH carries the role of `SingleAppRoleAssignment`; both were seen.
+        on_exchange: is given every request with its answer, without credentials, as it ends.
     """
 
     def __init__(
         self,
         tenant_url: str,
-        token: str,
+        token: str | Credentials,
         directory: Directory,
         mapping: Mapping = DEFAULT,
         dialect: Dialect = "legacy",
@@ -1259,6 +1437,11 @@ class ProvisioningJob:
         provision_groups: bool = True,
         members_per_patch: int = MEMBERS_PER_PATCH,
         probe_groups: bool = True,
+        probe_by_id: bool = False,
+        keep_alive_s: float | None = KEEP_ALIVE_S,
+        sync_all: bool = False,
+        single_role: SingleRoleShape = "filtered",
+        on_exchange: Callable[[Exchange], None] | None = None,
     ) -> None:
         address = TenantUrl.parse(tenant_url)
         self.directory = directory
@@ -1278,9 +1461,14 @@ class ProvisioningJob:
         """Writes that got no 2xx; those with status 0 may have been applied all the same."""
         self.final_wishes: dict[str, FinalWish] = {}
         self.final_groups: dict[str, FinalGroup] = {}
+        self.notices: list[str] = []
+        """The mails an admin got: one for every quarantine."""
+        self.stopped = False
         self.clock = clock
         self._base = address.base
-        self._wire = _Wire(address.base, token, connections, request_timeout_s)
+        self._wire = _Wire(address.base, connections, request_timeout_s)
+        credentials = SecretToken(token) if isinstance(token, str) else token
+        self.bearer = Bearer(credentials, self._ask_for_token, clock)
         self._chance = random.Random(seed)
         self._repeats_max = repeats_max
         self._policy = escrow or EscrowPolicy()
@@ -1289,6 +1477,12 @@ class ProvisioningJob:
         self._skip_out_of_scope_deletions = skip_out_of_scope_deletions
         self._manager_shape: ManagerShape = manager_shape
         self._probe_groups = probe_groups
+        self._probe_by_id = probe_by_id
+        self._keep_alive_s = keep_alive_s
+        self._probed_s = 0.0
+        self._sync_all = sync_all
+        self._single_role: SingleRoleShape = single_role
+        self._on_exchange = on_exchange
         self._provision_groups = provision_groups
         self._members_per_patch = members_per_patch
         self._cycles = 0
@@ -1308,19 +1502,26 @@ class ProvisioningJob:
     # --- what an admin can do
 
     async def test_connection(self) -> ConnectionTest:
-        """Test Connection: ask both endpoints for something that does not exist; 200 with an empty list is right."""
-        row = self.mapping.matching[0]
-        probes: list[tuple[Operation, str]] = [
-            ("probe_users", f"/Users?{filter_query(row.path, self._random_guid())}"),
-        ]
+        """Test Connection: a token first where one is bought, then both endpoints are asked for something that does not exist.
+
+        200 with an empty list is right; asked by id, 404 with a SCIM error is.
+        """
+        self.bearer.forget()
+        probes: list[tuple[Operation, str]] = [("probe_users", self._users_probe())]
         if self._probe_groups:
-            query = filter_query("displayName", self._random_guid())
-            probes.append(("probe_groups", f"/Groups?{WITHOUT_MEMBERS}&{query}"))
+            probes.append(("probe_groups", self._groups_probe()))
         for operation, target in probes:
-            answer = await self._ask(operation, "", "GET", target)
-            failed = self._probe_verdict(answer)
+            failed = self._probe_verdict(await self._ask(operation, "", "GET", target))
             if failed is not None:
                 return failed
+        by_id: list[tuple[Operation, str]] = []
+        if self._probe_by_id:
+            by_id = [("probe_user_by_id", _by_id(self._random_guid()))]
+            by_id += [("probe_group_by_id", _group_by_id(self._random_guid()))] if self._probe_groups else []
+        for operation, target in by_id:
+            answer = await self._ask(operation, "", "GET", target)
+            if answer.status != 404 or not answer.is_scim_error:
+                return self._refused(answer, "the answer for an unknown id is not 404 with a SCIM error")
         return ConnectionTest(ok=True, status_code=200)
 
     async def read_schemas(self) -> ConnectionTest:
@@ -1332,6 +1533,43 @@ class ProvisioningJob:
         if _holds_null(document):
             return self._refused(answer, "the schemas contain null")
         return ConnectionTest(ok=True, status_code=200)
+
+    async def discover_accounts(self, page: int = DISCOVERY_PAGE) -> list[JsonObject]:
+        """Account discovery: all users of the target, listed page by page (RFC 7644 section 3.4.2.4).
+
+        Raises:
+            ValueError: an answer was no page, or its `startIndex` is not the one asked for.
+        """
+        found: list[JsonObject] = []
+        while True:
+            start = len(found) + 1
+            answer = await self._ask("discover", "", "GET", f"/Users?startIndex={start}&count={page}")
+            document = answer.document() or {}
+            resources = _found(answer)
+            if resources is None or document.get("startIndex") != start:
+                raise ValueError(f"the answer for startIndex {start} is no page of it")
+            found += resources
+            if not resources or len(found) >= document.get("totalResults", 0):
+                return found
+
+    def change_mapping(self, mapping: Mapping) -> None:
+        """Save another mapping: the next cycle is an initial one; links are kept."""
+        self.mapping = mapping
+        self.watermark = -1
+
+    def stop(self) -> None:
+        """Stop provisioning: a running cycle is finished, and none begins until `start`."""
+        self.stopped = True
+
+    def start(self) -> None:
+        """Start provisioning again, from where it stopped."""
+        self.stopped = False
+
+    @property
+    def disabled(self) -> bool:
+        """Four weeks in quarantine end the job, until it is restarted."""
+        standing = self.quarantine
+        return standing is not None and self.clock() - standing.since_s >= QUARANTINE_DISABLES_AFTER_S
 
     def restart(self, *, full: bool = False) -> None:
         """Restart provisioning: the next cycle is an initial one, escrow and quarantine are cleared, memberships are sent again.
@@ -1378,20 +1616,17 @@ class ProvisioningJob:
 
         Always the legacy dialect. People who are disabled or deleted in the directory are skipped.
         """
-        person = self.directory[who]
+        person = self._person(who.object_id if isinstance(who, Person) else who)
         self._cycle = 0
-        row = self.mapping.matching[0]
         try:
-            probe = await self._ask("probe_users", "", "GET", f"/Users?{filter_query(row.path, self._random_guid())}")
+            probe = await self._ask("probe_users", "", "GET", self._users_probe())
             failed = self._probe_verdict(probe)
             if failed is not None:
                 raise _Failed(failed.error_code, failed.message, probe)
             if person.is_soft_deleted:
                 return self._note(person, "Other", "Skipped", message="disabled or deleted in the directory")
-            roles = {row.path for row in self.mapping.attributes if "appRoleAssignments" in row.source}
             resource = await self._match(person)
-            values = self.mapping.values(person, creating=resource is None)
-            values = {path: value for path, value in values.items() if path not in roles}
+            values = self.mapping.values(person, creating=resource is None, roles=False)
             if resource is None:
                 return await self._create(person, values, "legacy")
             link = self._link(person, resource)
@@ -1406,17 +1641,19 @@ class ProvisioningJob:
         self._cycles += 1
         self._cycle = self._cycles
         report = CycleReport(kind, self._cycle)
-        if not await self._may_run():
+        standing = self.quarantine
+        if self.stopped or not await self._may_run():
             report.ran = False
             return self._close_report(report, len(self.log), started)
         first_entry = len(self.log)
+        self._probed_s = self.clock()
         self._managers_held.clear()
         upto = self.directory.sequence
         object_ids = self._due(kind)
         done = itertools.count(1)
 
         async def provision(object_id: str) -> None:
-            await self._provision(self.directory[object_id], initial=kind == "initial")
+            await self._provision(self._person(object_id), initial=kind == "initial")
             if on_progress is not None:
                 on_progress(next(done), len(object_ids))
 
@@ -1431,7 +1668,21 @@ class ProvisioningJob:
             self.watermark = upto
             self._check_failure_rate(self.log[first_entry:])
             self._deletions_allowed = False
+        if standing is not None:
+            self._judge_trial(standing, self.log[first_entry:])
         return self._close_report(report, first_entry, started)
+
+    def _judge_trial(self, standing: Quarantine, entries: Sequence[LogEntry]) -> None:
+        """The run of a job in quarantine: one success lifts it; failures alone prolong it, and nobody is told again."""
+        succeeded = any(entry.status == "Success" for entry in entries)
+        failed = any(entry.status == "Failure" for entry in entries)
+        if succeeded or (self.quarantine is None and not failed):
+            return
+        reason, message = standing.reason, standing.message
+        if self.quarantine is not None:
+            reason, message = self.quarantine.reason, self.quarantine.message
+            self.notices.pop()
+        self.quarantine = Quarantine(reason, message, standing.since_s, self.clock() + QUARANTINE_INTERVAL_S)
 
     async def _may_run(self) -> bool:
         """In quarantine: only when due, and only when the probe says that the cause is gone."""
@@ -1441,7 +1692,7 @@ class ProvisioningJob:
         now = self.clock()
         if standing.reason == "TooManyDeletes" or now < standing.next_run_s:
             return False
-        if now - standing.since_s >= QUARANTINE_DISABLES_AFTER_S:
+        if self.disabled:
             return False
         test = await self.test_connection()
         if not test.ok:
@@ -1452,7 +1703,7 @@ class ProvisioningJob:
 
     def _due(self, kind: Literal["initial", "incremental"]) -> list[str]:
         if kind == "initial":
-            return [object_id for object_id, person in self.directory.people.items() if self._concerns(person)]
+            return [object_id for object_id in self.directory.people if self._concerns(self._person(object_id))]
         now = self.clock()
         for object_id, waiting in list(self.escrow.items()):
             if now - waiting.first_failed_s >= self._policy.give_up_after_s:
@@ -1471,7 +1722,8 @@ class ProvisioningJob:
         if not self._provision_groups:
             return []
         if kind == "initial":
-            return [object_id for object_id, group in groups.items() if group.in_scope or object_id in self.group_links]
+            there = self.group_links
+            return [object_id for object_id, group in groups.items() if self._has(group) or object_id in there]
         retried = [object_id for object_id in self._retried() if object_id in groups]
         return list(dict.fromkeys([*self.directory.groups_changed_since(self.watermark), *retried]))
 
@@ -1484,12 +1736,42 @@ class ProvisioningJob:
     def _concerns(self, person: Person) -> bool:
         return person.in_scope or person.object_id in self.links
 
+    def _person(self, object_id: str) -> Person:
+        """The person as the job sees them: with "Sync all users and groups" everybody counts as assigned."""
+        person = self.directory[object_id]
+        if self._sync_all and not person.assigned:
+            return msgspec.structs.replace(person, assigned=True)
+        return person
+
+    def _has(self, group: Group) -> bool:
+        """Whether the group is in scope."""
+        return group.in_scope or (self._sync_all and not group.deleted)
+
+    def _values(self, person: Person, *, creating: bool = False) -> dict[str, Value]:
+        return self.mapping.values(person, creating=creating, roles=not self._sync_all)
+
+    def _changes(self, person: Person, resource: JsonObject) -> list[Change]:
+        """The differences that a cycle sends for a person."""
+        single = person.roles[0] if self._single_role == "published" and person.roles else None
+        return differences(self._values(person), resource, single)
+
+    async def _keep_alive(self) -> None:
+        """Send the probe again in a long cycle; credentials or an endpoint that are gone stop the job."""
+        if self._keep_alive_s is None or self.clock() - self._probed_s < self._keep_alive_s:
+            return
+        self._probed_s = self.clock()
+        answer = await self._ask("probe_users", "", "GET", self._users_probe())
+        if self._probe_verdict(answer) is not None:
+            self._trouble(answer, query=True)
+
     async def _in_lanes(self, object_ids: Sequence[str], work: Callable[[str], Awaitable[None]]) -> None:
         """Work through the objects, `connections` at a time; a quarantine stops every lane after its object."""
         waiting = iter(object_ids)
 
         async def lane() -> None:
             for object_id in waiting:
+                if self.quarantine is None:
+                    await self._keep_alive()
                 if self.quarantine is not None:
                     return
                 await work(object_id)
@@ -1506,7 +1788,7 @@ class ProvisioningJob:
             link = self.links.get(object_id)
             if link is None or not link.managed:
                 continue
-            person = self.directory[object_id]
+            person = self._person(object_id)
             leavers += person.hard_deleted or (not person.in_scope and link.active)
         if leavers > self._deletion_threshold:
             self._stand_still("TooManyDeletes", f"{leavers} leavers, allowed are {self._deletion_threshold}")
@@ -1514,20 +1796,22 @@ class ProvisioningJob:
         return False
 
     def _check_failure_rate(self, entries: Sequence[LogEntry]) -> None:
-        failures = sum(entry.status == "Failure" and entry.action != "Reference" for entry in entries)
-        if failures < QUARANTINE_FAILURES_MIN:
-            return
-        share = failures / len(entries)
+        """The documented thresholds; references count towards the absolute one only."""
         every = sum(entry.status == "Failure" for entry in entries)
+        failures = sum(entry.status == "Failure" and entry.action != "Reference" for entry in entries)
+        if every < QUARANTINE_FAILURES_MIN:
+            return
         if (
-            share > QUARANTINE_FAILURE_SHARE
+            failures / len(entries) > QUARANTINE_FAILURE_SHARE
             or failures > QUARANTINE_FAILURES_MAX
             or every >= QUARANTINE_FAILURES_ABSOLUTE
         ):
-            self._stand_still("EncounteredEscrowProportionThreshold", f"{failures} objects failed")
+            self._stand_still("EncounteredEscrowProportionThreshold", f"{every} objects failed")
 
     def _stand_still(self, reason: str, message: str) -> None:
         now = self.clock()
+        if self.quarantine is None:
+            self.notices.append(f"The job is in quarantine: {reason} ({message})")
         since = self.quarantine.since_s if self.quarantine is not None else now
         self.quarantine = Quarantine(reason, message, since, now + QUARANTINE_INTERVAL_S)
 
@@ -1591,7 +1875,7 @@ class ProvisioningJob:
             return await self._compare(person, self._link(person, resource), resource)
         if person.is_soft_deleted:
             return self._note(person, "Other", "Skipped", message="disabled and never provisioned")
-        return await self._create(person, self.mapping.values(person, creating=True), self.dialect)
+        return await self._create(person, self._values(person, creating=True), self.dialect)
 
     async def _leave(self, person: Person, link: Link) -> LogEntry:
         """Unassigned or deleted: switch off, or delete where nothing can be switched off."""
@@ -1628,10 +1912,9 @@ class ProvisioningJob:
         reference = self.mapping.reference
         if reference is not None:
             self._managers_held[person.object_id] = _manager_of(resource, reference.path)
-        values = self.mapping.values(person)
-        entry = await self._update(person, link, differences(values, resource), self.dialect)
+        entry = await self._update(person, link, self._changes(person, resource), self.dialect)
         # What was not sent because the target already showed it counts as acknowledged: nobody asks for it again.
-        self._wish(person, link).values.update(values)
+        self._wish(person, link).values.update(self._values(person))
         return entry
 
     async def _match(self, person: Person) -> JsonObject | None:
@@ -1666,14 +1949,26 @@ class ProvisioningJob:
     async def _read(self, person: Person, link: Link) -> JsonObject | None:
         """The object by its remembered id; None when the target answers 404."""
         answer = await self._ask("read", person.object_id, "GET", _by_id(link.target_id))
-        if answer.status == 404:
+        if self._is_gone(answer):
             return None
         document = answer.document()
         if answer.status != 200 or document is None:
             raise self._trouble(answer)
         return document
 
-    async def _create(self, person: Person, values: dict[str, str], dialect: Dialect) -> LogEntry:
+    def _is_gone(self, answer: Answer) -> bool:
+        """404 by id says so, when the answer is a SCIM error; anything else that says 404 is no SCIM server.
+
+        Raises:
+            _Failed: the answer is not a SCIM error.
+        """
+        if answer.status != 404:
+            return False
+        if not answer.is_scim_error:
+            raise _Failed(SERVICE_INCOMPATIBLE, "the 404 is no SCIM error", answer)
+        return True
+
+    async def _create(self, person: Person, values: dict[str, Value], dialect: Dialect) -> LogEntry:
         wished = self.mapping.document(values, dialect)
         answer = await self._ask("create", person.object_id, "POST", "/Users", wished)
         document = answer.document() or {}
@@ -1696,7 +1991,7 @@ class ProvisioningJob:
         switched = next((change.value for change in changes if change.path == "active"), None)
         operation: Operation = "update"
         if switched is not None:
-            operation = "enable" if as_boolean(switched) else "disable"
+            operation = "enable" if as_boolean(str(switched)) else "disable"
         action: Action = "Update" if switched is None else ("Enable" if operation == "enable" else "Disable")
         answer = await self._patch(person, link, operation, patch_body(changes, dialect))
         link.active = not person.is_soft_deleted
@@ -1725,7 +2020,7 @@ class ProvisioningJob:
 
     async def _refer(self, object_id: str) -> None:
         """Write the manager, if both sides exist and the target holds another one."""
-        person = self.directory[object_id]
+        person = self._person(object_id)
         try:
             await self._set_manager(person)
         except _Failed as failure:
@@ -1743,7 +2038,7 @@ class ProvisioningJob:
         if row is None or link is None or before is None or person.is_soft_deleted:
             return
         wanted = ""
-        manager = self.directory.people.get(person.manager) if person.manager else None
+        manager = self._person(person.manager) if person.manager in self.directory.people else None
         if manager is not None:
             manager_link = self.links.get(manager.object_id)
             if manager_link is None:
@@ -1792,12 +2087,11 @@ class ProvisioningJob:
         entries = [await self.provision_on_demand(member) for member in chosen if member not in self.links]
         self._cycle = 0
         try:
-            query = filter_query("displayName", self._random_guid())
-            probe = await self._ask("probe_groups", "", "GET", f"/Groups?{WITHOUT_MEMBERS}&{query}")
+            probe = await self._ask("probe_groups", "", "GET", self._groups_probe())
             failed = self._probe_verdict(probe)
             if failed is not None:
                 raise _Failed(failed.error_code, failed.message, probe)
-            if not group.in_scope:
+            if not self._has(group):
                 return [*entries, self._note(group, "Other", "Skipped", message="deleted or not assigned")]
             resource = await self._match_group(group)
             known = self.group_links.get(group.object_id)
@@ -1829,7 +2123,7 @@ class ProvisioningJob:
 
     async def _bring_group_about(self, group: Group, *, initial: bool) -> LogEntry:
         link = self.group_links.get(group.object_id)
-        if not group.in_scope:
+        if not self._has(group):
             if link is None:
                 return self._note(group, "Other", "Skipped", message="out of scope and never provisioned")
             return await self._delete_group(group, link)
@@ -1849,7 +2143,7 @@ class ProvisioningJob:
     async def _read_group(self, group: Group, link: GroupLink) -> JsonObject | None:
         """The group by its remembered id, without members; None when the target answers 404."""
         answer = await self._ask("read_group", group.object_id, "GET", _group_by_id(link.target_id, WITHOUT_MEMBERS))
-        if answer.status == 404:
+        if self._is_gone(answer):
             return None
         document = answer.document()
         if answer.status != 200 or document is None:
@@ -1901,7 +2195,7 @@ class ProvisioningJob:
     async def _fill_group(self, object_id: str) -> None:
         """Send the differences between the members of the directory and those sent so far, in pieces."""
         group, link = self.directory.groups[object_id], self.group_links.get(object_id)
-        if link is None or not group.in_scope:
+        if link is None or not self._has(group):
             return
         add: dict[str, str] = {}
         link.unresolved.clear()
@@ -1971,7 +2265,7 @@ class ProvisioningJob:
         self._put_in_escrow(group.object_id, failure)
         link = self.group_links.get(group.object_id)
         action: Action = "Reference" if failure.reference else "Update"
-        if not failure.reference and (link is None or not group.in_scope):
+        if not failure.reference and (link is None or not self._has(group)):
             action = "Create" if link is None else "Delete"
         return self._note(
             group,
@@ -1998,20 +2292,28 @@ class ProvisioningJob:
     def _lost(self) -> _Failed:
         return _Failed("InvalidAnchor", "the object is gone at the target", Answer(404, b""))
 
+    def _users_probe(self) -> str:
+        """Recorded: the matching attribute eq a random GUID, no paging parameters."""
+        return f"/Users?{filter_query(self.mapping.matching[0].path, self._random_guid())}"
+
+    def _groups_probe(self) -> str:
+        return f"/Groups?{WITHOUT_MEMBERS}&{filter_query('displayName', self._random_guid())}"
+
     def _trouble(self, answer: Answer, otherwise: str = "", *, query: bool = False) -> _Failed:
         """Turn an unusable answer into a failure; wrong credentials and a missing endpoint stop the job."""
         code = error_code_of(answer, query=query)
         message = f"StatusCode: {answer.status}" if answer.status else answer.detail or code
         if otherwise and 200 <= answer.status < 300:
             message = otherwise
-        if answer.status == 401 or (query and answer.status == 404):
+        if answer.status == 401 or answer.credentials_refused or (query and answer.status == 404):
             self._stand_still("EncounteredQuarantineException", code)
         return _Failed(code, message, answer)
 
     def _probe_verdict(self, answer: Answer) -> ConnectionTest | None:
         """None when the probe's answer is right."""
-        document = answer.document()
-        if answer.status == 200 and document is not None and document.get("totalResults") == 0:
+        document = answer.document() or {}
+        listed = isinstance(document.get("schemas"), list) and LIST_RESPONSE in document["schemas"]
+        if answer.status == 200 and listed and document.get("totalResults") == 0 and _found(answer) == []:
             return None
         if answer.status in (401, 403, 404):
             return self._refused(answer, "the credentials or the address are wrong", code="InvalidCredentials")
@@ -2107,16 +2409,37 @@ class ProvisioningJob:
             operation: its name, or what finds the name in the answer.
         """
         body = None if wished is None else msgspec.json.encode(wished)
-        for repeats_left in range(self._repeats_max, -1, -1):
+        repeats_left, renewals_left = self._repeats_max, 1
+        while True:
             time_s = self.clock()
-            answer, elapsed_s = await self._wire.send(method, target, body)
+            try:
+                token = await self.bearer.current()
+            except SignInFailed as failed:
+                return _without_token(failed)
+            answer, elapsed_s = await self._wire.send(method, target, body, token)
             name = operation(answer) if callable(operation) else operation
-            self._record(time_s, name, object_id, method, target, body, answer, elapsed_s)
-            if answer.error != "Timeout" or repeats_left == 0:
-                break
+            path = urlsplit(self._base).path + target
+            self._record(time_s, name, object_id, method, path, body, answer, elapsed_s)
+            if answer.status == 401 and renewals_left:
+                renewals_left -= 1
+                try:
+                    if await self.bearer.renewed(token) is not None:
+                        continue
+                except SignInFailed as failed:
+                    return _without_token(failed)
+            if answer.error != "Timeout" or not repeats_left:
+                return answer
+            repeats_left -= 1
             if method != "GET":
                 self.unacknowledged.append(Acknowledged(object_id, name, wished, "", time_s, 0))
-        return answer
+
+    async def _ask_for_token(self, address: str, headers: dict[str, str], form: bytes) -> TokenAnswer:
+        time_s = self.clock()
+        answer, elapsed_s = await self._wire.ask_for_token(address, headers, form)
+        token = _token_in(answer)  # it is not known to the bearer yet, and must not be in the record
+        shown = msgspec.structs.replace(answer, body=answer.body.replace(token, b"***")) if token else answer
+        self._record(time_s, "token", "", "POST", urlsplit(address).path, form, shown, elapsed_s)
+        return TokenAnswer(answer.status, answer.body, answer.error or answer.detail)
 
     def _record(
         self,
@@ -2130,23 +2453,43 @@ class ProvisioningJob:
         elapsed_s: float,
     ) -> None:
         self.latencies.setdefault(operation, []).append(elapsed_s)
-        self.exchanges.append(
-            Exchange(
-                time_s,
-                operation,
-                object_id,
-                method,
-                urlsplit(self._base).path + target,
-                (body or b"").decode(),
-                answer.status,
-                answer.text,
-                elapsed_s,
-                answer.error,
-            )
+        exchange = Exchange(
+            time_s,
+            operation,
+            object_id,
+            method,
+            target,
+            self.bearer.masked((body or b"").decode()),
+            answer.status,
+            self.bearer.masked(answer.text),
+            elapsed_s,
+            answer.error,
+            answer.headers,
         )
+        self.exchanges.append(exchange)
+        if self._on_exchange is not None:
+            self._on_exchange(exchange)
 
     def _random_guid(self) -> str:
         return str(uuid.UUID(int=self._chance.getrandbits(128), version=4))
+
+
+def _without_token(failed: SignInFailed) -> Answer:
+    """In place of an answer: nothing was sent, because there is no token."""
+    status, body = failed.answer.status, failed.answer.body
+    body = b"" if status == 200 else body  # an answer that is no token may hold one all the same
+    return Answer(0, body, CREDENTIALS_UNAVAILABLE, failed.message, {}, failed.refused)
+
+
+class _Token(msgspec.Struct):
+    access_token: str
+
+
+def _token_in(answer: Answer) -> bytes:
+    try:
+        return msgspec.json.decode(answer.body, type=_Token).access_token.encode()
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return b""
 
 
 def _aim(person: Person, link: Link | None, failure: _Failed) -> Action:
@@ -2438,7 +2781,7 @@ def _prepare(person: Person, mapping: Mapping, dialect: Dialect) -> _LoadedPerso
     # Changed values first; a mapping with few rows fills up with values that stay as they are.
     patched.sort(key=lambda change: change.value == change.before)
     return _LoadedPerson(
-        query=f"/Users?{filter_query(row.path, values[row.path])}".encode(),
+        query=f"/Users?{filter_query(row.path, str(values[row.path]))}".encode(),
         create=msgspec.json.encode(mapping.document(values, dialect)),
         update=msgspec.json.encode(patch_body(patched[:LOAD_OPERATIONS_MAX], dialect)),
         disable=msgspec.json.encode(patch_body([Change("active", "False", "True")], dialect)),
@@ -2469,6 +2812,8 @@ def cycle(
     connections: int = 1,
     seed: int = 1,
     manager_name: str = "Company Manager",
+    token_endpoint: str | None = None,
+    client_id: str = "",
     json: bool = False,
 ) -> int:
     """Test the connection, then run an initial cycle and print what happened.
@@ -2480,7 +2825,7 @@ def cycle(
     tenant_url
         The target's SCIM address.
     token_file
-        File that holds the secret token.
+        File that holds the secret token, or the client secret.
     mapping
         Attribute mapping of the product.
     users
@@ -2495,6 +2840,10 @@ def cycle(
         Decides who the people are.
     manager_name
         TeleMessage only: the company manager's name.
+    token_endpoint
+        Sign in with OAuth client credentials there instead of with a secret token.
+    client_id
+        Client identifier, together with the token endpoint.
     json
         Print JSON instead of a table.
 
@@ -2504,7 +2853,10 @@ def cycle(
         Exit code: 0 when nothing failed, 1 otherwise.
     """
     chosen = telemessage(manager_name) if mapping == "telemessage" else MAPPINGS[mapping]
-    token = token_file.read_text().strip()
+    secret = token_file.read_text().strip()
+    token: Credentials = SecretToken(secret)
+    if token_endpoint is not None:
+        token = ClientCredentials(token_endpoint=token_endpoint, client_id=client_id, client_secret=secret)
     people = make_people(users, seed)
     directory = Directory(people, make_groups(people, groups, seed))
 
