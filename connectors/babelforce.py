@@ -24,9 +24,12 @@ from connectors.contract import (
     Endpoint,
     Finding,
     Found,
+    Held,
     Identity,
+    Imagined,
     VendorHttp,
     VendorResponse,
+    Write,
 )
 from connectors.http import Bearer, address_problem, error_of, vendor_text
 from connectors.scim import ScimClient, as_text, checked_id, ignored_paths, texts
@@ -421,6 +424,10 @@ class Babelforce(Connector[Settings, Account]):
         """REST serves everything in one answer, whatever is asked; SCIM pages."""
         return await self.way.list_accounts(cursor)
 
+    async def imagine(self, write: Write, made_id: str, held: Held, ctx: Delivery | None) -> Imagined | None:
+        """For rehearsals: the REST answers wrap what is held, and each write is read back (2.3)."""
+        return await self.way.imagine(write, made_id, ctx) if isinstance(self.way, _Rest) else None
+
     # Steps ------------------------------------------------------------------------------------------------------------
 
     async def _own_user(self) -> Finding:
@@ -545,6 +552,33 @@ class _Rest:
             for held in items
             if str(held.get("email", "")).lower() != self._own
         ], None
+
+    async def imagine(self, write: Write, made_id: str, ctx: Delivery | None) -> Imagined | None:
+        """What would be held after a call that a rehearsal did not send."""
+        body = write.body if isinstance(write.body, dict) else {}
+        if (write.method, write.path) == ("POST", "/api/v2/users"):
+            account_id = _bare(made_id)
+            made = {"id": account_id, "email": body["email"], "roles": list(body["roles"])}
+            made["enabled"] = body.get("activated", False)
+            return _imagined(made, status=201)
+        if write.method != "POST" or "emails" not in body:
+            return None
+        held = await self.by_login(str(body["emails"][0]), ctx)
+        if held is None:
+            return Imagined(200, {"success": True})
+        roles = _roles(held)
+        match write.path.removeprefix("/api/v2/users/"):
+            case "enable":
+                return _imagined({**held, "enabled": True})
+            case "disable":
+                return _imagined({**held, "enabled": False})
+            case "roles":
+                return _imagined({**held, "roles": list(dict.fromkeys((*roles, *body["roles"])))})
+            case "roles/remove":
+                return _imagined({**held, "roles": [role for role in roles if role not in body["roles"]]})
+            case "delete":
+                return _imagined(held, gone=True)
+        return None
 
     # Parts ------------------------------------------------------------------------------------------------------------
 
@@ -778,6 +812,19 @@ _OWN_USER = (
     "Take the person out of the application's assignments in Entra."
 )
 _AGENT_FIELDS = ("name", "email", "enabled", "number", "groups", "tags")
+
+
+def _imagined(held: Mapping[str, Any], *, status: int = 200, gone: bool = False) -> Imagined:
+    """An answer, and the two addresses at which a user is read."""
+    shown = None if gone else {"item": dict(held)}
+    return Imagined(
+        status,
+        {"success": True, "item": dict(held)},
+        held=(
+            ("/api/v2/users/{id}", {"id": _id(held)}, shown),
+            ("/api/v2/users/by-email/{email}", {"email": str(held["email"]).lower()}, shown),
+        ),
+    )
 
 
 def _tries() -> Iterable[bool]:

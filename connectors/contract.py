@@ -58,6 +58,11 @@ class Delivery(Struct, kw_only=True):
         idempotency_key: equal for all redeliveries of this event; goes out where a product knows such a header.
         steps: every call, recorded by `connectors/http.py`.
         warnings: remarks for the Entra admin that do not stop the change.
+        accounts: accounts of the resources this wish refers to (the manager, a group's members), by resource id here.
+        unresolved: what `resolve` was asked for in vain.
+        created_by_us: whether the linked account was created by a delivery of ours; None when nobody knows, e.g. because the
+            answer to a create was lost and the account was found afterwards.
+        traceparent: W3C trace context; `connectors/http.py` sends it along with every call.
     """
 
     attempt: int = 1
@@ -67,6 +72,21 @@ class Delivery(Struct, kw_only=True):
     steps: list[Step] = []
     warnings: list[str] = []
     ignored: list[str] = []
+    accounts: dict[str, str] = {}
+    unresolved: list[str] = []
+    created_by_us: bool | None = None
+    traceparent: str = ""
+
+    def resolve(self, resource_id: str) -> str | None:
+        """The product's account id of another resource of this target, such as a manager.
+
+        None: it has no account yet. Apply everything else and return; the gateway sends the user again once there is one, and
+        says meanwhile what it waits for (vendor rule W of reference attributes).
+        """
+        account_id = self.accounts.get(resource_id)
+        if account_id is None and resource_id not in self.unresolved:
+            self.unresolved.append(resource_id)
+        return account_id
 
 
 class Directory(Protocol):
@@ -118,6 +138,8 @@ class Connector(Generic[Settings, Account]):
 
     spec: ClassVar[Spec]
     settings_type: ClassVar[type[Struct]]
+    reading_calls: ClassVar[frozenset[tuple[str, str]]] = frozenset()
+    """Calls that change nothing although they are no GET, e.g. `("POST", "/users/search")`: a rehearsal sends them, too."""
     example: ClassVar[str] = ""
     """A target in TOML as an operator writes it; printed into the page, and read by a test."""
 
@@ -226,6 +248,45 @@ class VendorResponse(Struct, frozen=True):
     status: int
     body: Any
     headers: dict[str, str]
+
+
+Held = Callable[[str, Mapping[str, str]], Any]
+"""Path template and parts -> the last known body there."""
+
+
+class Write(Struct, frozen=True):
+    """One writing call a rehearsal did not send (`connectors/rehearsal.py`): method, path template, its parts, and the body."""
+
+    method: str
+    path: str
+    parts: Mapping[str, str] = {}
+    body: Any = None
+
+
+class Imagined(Struct, frozen=True):
+    """What a product would have answered to a call that was not sent.
+
+    Args:
+        body: of the answer.
+        held: what reading would show from then on, as (path template, parts, body); body None for what is gone.
+    """
+
+    status: int
+    body: Any = None
+    held: tuple[tuple[str, Mapping[str, str], Any], ...] = ()
+
+
+@runtime_checkable
+class Imagines(Protocol):
+    """A product whose answers to writes do not simply repeat what was sent; only rehearsals ask."""
+
+    async def imagine(self, write: Write, made_id: str, held: Held, ctx: Delivery | None) -> Imagined | None:
+        """The likely answer; None leaves the guess to the rehearsal. May read through the client.
+
+        Args:
+            made_id: the id to give to what would be created.
+            held: what this rehearsal knows of an address, from reading it or from an earlier `Imagined`; None when nothing.
+        """
 
 
 @runtime_checkable

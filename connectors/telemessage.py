@@ -24,9 +24,12 @@ from connectors.contract import (
     Endpoint,
     Finding,
     Found,
+    Held,
     Identity,
+    Imagined,
     VendorHttp,
     VendorResponse,
+    Write,
 )
 from connectors.http import Bearer, address_problem, error_of
 from connectors.scim import checked_id, ignored_paths
@@ -39,6 +42,8 @@ from schemas.specs import Attribute, RateLimit, Spec
 TITLE = "TeleMessage"
 RAW_CHARS_MAX = 200
 DIGITS_MIN = 7
+IMAGINED_PAGES_MAX = 10
+"""Pages of users a rehearsal looks through for the account it is about."""
 DIGITS_MAX = 15
 """ITU-T E.164 section 6: fifteen digits at most, country code included."""
 OVERRIDES_MAX = 10_000
@@ -518,6 +523,35 @@ class TeleMessage(Connector[Settings, Account]):
         ]
         following = answer.body.get("next")
         return page, str(following) if following else None
+
+    async def imagine(self, write: Write, made_id: str, held: Held, ctx: Delivery | None) -> Imagined | None:
+        """For rehearsals: every answer is the whole user, of whom there is no reading by id."""
+        sent = write.body if isinstance(write.body, dict) else {}
+        known = "/v1/users/{id}"
+        if (write.method, write.path) == ("POST", "/v1/users"):
+            made = {**sent, "id": made_id}
+            return Imagined(201, made, held=((known, {"id": made_id}, made),))
+        account_id = write.parts.get("id")
+        if account_id is None or write.method == "DELETE":
+            return None
+        user = held(known, {"id": account_id}) or await self._listed(account_id)
+        if user is None and ctx is not None:
+            ctx.warnings.append(f"{TITLE} could not be asked what it holds, so every step that may be needed is shown.")
+        shown = {"id": account_id, "status": "suspended", **(user or {}), **sent}
+        return Imagined(200, shown, held=((known, {"id": account_id}, shown),))
+
+    async def _listed(self, account_id: str) -> dict[str, Any] | None:
+        """A user from the first IMAGINED_PAGES_MAX pages of the list, which may lag some minutes."""
+        path, cursor = "/v1/users", None
+        for _ in range(IMAGINED_PAGES_MAX):
+            query = {"manager": self._manager, **({"cursor": cursor} if cursor else {})}
+            answer = await self.http.request("GET", path, query=query)
+            users = _users_of(answer, path)
+            found = next((user for user in users if str(user.get("id")) == account_id), None)
+            cursor = answer.body.get("next")
+            if found is not None or not cursor:
+                return found
+        return None
 
     # Steps ------------------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,8 @@ import msgspec
 from msgspec import Struct
 
 from gateway.lifecycle import Row, TargetRow
+from schemas.masking import is_personal as is_personal
+from schemas.masking import mask as mask
 from schemas.states import FOR_A_PERSON, WAITING, Circuit, State
 
 Light = Literal["green", "yellow", "red", "grey"]
@@ -471,10 +473,6 @@ def _camel(code: str) -> str:
 
 # ---- values of people
 
-_NOT_PERSONAL = re.compile(
-    r"(^|[.:])(active|type|primary|schemas|userType|locale|preferredLanguage|timezone|resourceType)$|role|team|licen|queue",
-    re.IGNORECASE,
-)
 _ADDRESS = re.compile(r"([^\s@<>\"',;:()\[\]])[^\s@<>\"',;:()\[\]]*@([\w.-]+)")
 _NUMBER = re.compile(r"\+?\d(?:[\s()./-]{0,2}\d){5,}(?![\w-])")
 _SHORTEST_MASKED = 3
@@ -526,21 +524,6 @@ def both_halves(row: Row, *, show_values: bool) -> list[Value]:
         halves = [_shown(half.get(path), hide=hide) if path in half else None for half in (asked, confirmed)]
         values.append(Value(path, halves[0], halves[1], hide))
     return values
-
-
-def is_personal(path: str) -> bool:
-    """Whether the value under a SCIM path says something about a person. What is not known to be harmless does."""
-    return _NOT_PERSONAL.search(path) is None
-
-
-def mask(text: str) -> str:
-    """Enough to recognise a value one knows, not enough to learn one: `a•••@contoso.example`, `•••90`, `L•••`."""
-    if "@" in text:
-        return f"{text[:1]}•••@{text.rsplit('@', 1)[1]}"
-    digits = sum(char.isdigit() for char in text)
-    if digits >= 6 and digits * 2 >= len(text):
-        return f"•••{text[-2:]}"
-    return f"{text[:1]}•••" if len(text) > 1 else "•••"
 
 
 def mask_identity(text: str) -> str:

@@ -348,12 +348,17 @@ TARGET_NAME = r"^[a-z][a-z0-9_-]{0,47}$"
 
 
 class TargetSettings(Struct, frozen=True, kw_only=True):
-    """One configured product: one Entra application, one Tenant URL."""
+    """One configured product: one Entra application, one Tenant URL.
+
+    Args:
+        shadow: rehearse every change and send nothing that writes; Entra is told success at once, whatever `pending` says.
+    """
 
     connector: str
     title: str = ""
     description: str = ""
     enabled: bool = True
+    shadow: bool = False
     log_level: Literal["warning", "information", "debug"] = "information"
     alert_to: tuple[str, ...] = ()
     pending: Literal["accept", "retry-later"] = "accept"
@@ -374,6 +379,8 @@ class TargetSettings(Struct, frozen=True, kw_only=True):
             found.append(("entra", "missing; auth names it, and it says whose tokens are taken (tenant)"))
         if found:
             raise Mistakes(found)
+        if self.shadow:  # nothing will be confirmed, and Entra is not to be kept waiting for it
+            msgspec.structs.force_setattr(self, "pending", "accept")
 
     def signs_in_without_secret(self) -> bool:
         """Whether Entra can sign in although neither a key nor a client secret was ever made."""

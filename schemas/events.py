@@ -5,8 +5,10 @@ Both are CloudEvents 1.0 in binary mode: attributes in `ce-*` headers, JSON body
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from hashlib import blake2b
 from typing import Any, Literal
 from urllib.parse import quote, unquote
 
@@ -68,6 +70,11 @@ class ProvisioningEvent(Struct, frozen=True, omit_defaults=True, kw_only=True):
         watch: identities others hold by now: looked at and reported, never touched.
         strays: accounts that stale deliveries of this very resource made.
         changed: names of the attributes that changed; for people and logs, connectors use the document.
+        accounts: linked accounts of other resources this wish refers to (a user's manager), by resource id, as known when this
+            delivery was made; one that is missing has no account yet. Members of a group bring theirs along themselves.
+        shadow: only rehearse this: the target is in shadow mode (`connectors/rehearsal.py`).
+        created_by_us: whether `account_id` was created by a delivery of ours; None when nobody knows.
+        traceparent: W3C trace context of the request that asked for this, or one of our own.
     """
 
     id: str
@@ -88,6 +95,10 @@ class ProvisioningEvent(Struct, frozen=True, omit_defaults=True, kw_only=True):
     watch: tuple[str, ...] = ()
     strays: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
+    accounts: dict[str, str] = {}
+    created_by_us: bool | None = None
+    traceparent: str = ""
+    shadow: bool = False
     txn: str = ""
     recorded_at: str = ""
 
@@ -121,7 +132,11 @@ class Sighting(Struct, frozen=True, omit_defaults=True):
 
 
 class Step(Struct, frozen=True, omit_defaults=True):
-    """One call to the product: what operators see in a resource's history. Never values, only templates."""
+    """One call to the product: what operators see in a resource's history. Never values, only templates.
+
+    Args:
+        sent: the masked body of a call that was rehearsed and not sent; "" for every real one.
+    """
 
     method: str
     path: str
@@ -129,6 +144,7 @@ class Step(Struct, frozen=True, omit_defaults=True):
     ms: float = 0.0
     key: str = ""
     error: str = ""
+    sent: str = ""
 
 
 class Reason(Struct, frozen=True, omit_defaults=True):
@@ -168,6 +184,7 @@ class Outcome(Struct, frozen=True, omit_defaults=True, kw_only=True):
         ignored: attributes the product cannot hold, by SCIM path.
         account_keys: the product's own natural keys after normalization, for filters that use another spelling.
         observed_active: what the product shows when it differs from the wish.
+        unresolved: resources without an account yet that the connector asked for; the rest was applied without them.
         connection: true when the failure counts against the target's health.
     """
 
@@ -193,6 +210,7 @@ class Outcome(Struct, frozen=True, omit_defaults=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     account_keys: tuple[str, ...] = ()
     observed_active: bool | None = None
+    unresolved: tuple[str, ...] = ()
     reason: Reason | None = None
     blocked_on: str | None = None
     retry_after_s: float | None = None
@@ -217,6 +235,9 @@ class BeginReply(Struct, frozen=True):
     go: bool
 
 
+_TRACEPARENT = re.compile(
+    r"(?P<version>[0-9a-f]{2})-(?P<trace>[0-9a-f]{32})-(?P<parent>[0-9a-f]{16})-(?P<flags>[0-9a-f]{2})(?P<more>-.{0,200})?"
+)
 _ENCODER = msgspec.json.Encoder()
 _EVENT = msgspec.json.Decoder(ProvisioningEvent)
 _OUTCOME = msgspec.json.Decoder(Outcome)
@@ -256,6 +277,7 @@ def event_headers(event: ProvisioningEvent, *, recorded_at: float, act_before: f
             provgen=str(event.generation),
             provop=event.change.value,
             provconn=event.connector,
+            **({"traceparent": event.traceparent} if event.traceparent else {}),
         ),
     }
 
@@ -285,6 +307,22 @@ def outcome_headers(outcome: Outcome) -> dict[str, str]:
 def cloud_event(headers: Mapping[str, str]) -> dict[str, str]:
     """The CloudEvents attributes of a message's headers, decoded, without their prefix."""
     return {k[3:].lower(): unquote(v) for k, v in headers.items() if k.lower().startswith("ce-")}
+
+
+def valid_traceparent(text: str | None) -> str | None:
+    """A trace context that may be passed on, as version 00; None when there is none (W3C Trace Context, section 3.2)."""
+    hit = _TRACEPARENT.fullmatch(text.strip()) if text else None
+    if hit is None or hit["version"] == "ff" or (hit["version"] == "00" and hit["more"]):
+        return None
+    if not hit["trace"].strip("0") or not hit["parent"].strip("0"):
+        return None
+    return f"00-{hit['trace']}-{hit['parent']}-{hit['flags']}"
+
+
+def made_traceparent(seed: str) -> str:
+    """A trace context of our own, not sampled; equal for equal seeds, so that every delivery of one wish is one trace."""
+    digest = blake2b(seed.encode(), digest_size=24).hexdigest()
+    return f"00-{digest[:32]}-{digest[32:]}-00"
 
 
 def timestamp(epoch_s: float) -> str:

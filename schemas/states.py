@@ -80,6 +80,9 @@ class Change(StrEnum):
     DELETE = "delete"
 
 
+SHADOW = "shadow"
+"""What a wish waits for whose delivery was only rehearsed, because its target is in shadow mode: the end of that mode."""
+
 PRIORITY: dict[Change, int] = {
     Change.DEACTIVATE: 0,
     Change.DELETE: 0,
