@@ -611,6 +611,8 @@ class HttpClient:
         url = self._url(path, parts or {}, query or {})
         body, content_type = _encoded(json, form)
         sent_headers = {**({"Content-Type": content_type} if content_type else {}), **(headers or {})}
+        if ctx is not None and ctx.traceparent:
+            sent_headers["traceparent"] = ctx.traceparent
         may_repeat = (method in _READS) if idempotent is None else idempotent
         renewals_left = 1
 

@@ -603,7 +603,7 @@ class Sofa(Connector[Settings, Account]):
         return list(found.values())
 
     async def create(self, account: Account, ctx: Delivery) -> str:
-        """POST with everything that can be said now; then wait for the manager, if there is one to wait for."""
+        """POST with everything that can be said now; then wait for a manager whom Sofa does not know."""
         manager = self._translated(account, ctx)
         answer = await self.scim.create(_resource(account, manager), ctx, expect=(400, 409))
         unknown = answer.status == 400 and isinstance(manager, str)
@@ -614,7 +614,7 @@ class Sofa(Connector[Settings, Account]):
         self._refused(answer, "POST", "/Users")
         held = self.scim.resource_of(answer, "POST", "/Users")
         account_id = checked_id(held.get("id"), f"{TITLE} answered {answer.status} to POST {self.scim.path('/Users')}")
-        self._await_manager(account, manager, account_id, unknown=unknown)
+        self._await_manager(account, account_id, unknown=unknown)
         return account_id
 
     async def update(self, account_id: str, account: Account, ctx: Delivery) -> None:
@@ -637,7 +637,7 @@ class Sofa(Connector[Settings, Account]):
                 )
             if operations or not unknown:
                 self._refused(answer, "PATCH", "/Users/{id}")
-        self._await_manager(account, manager, account_id, unknown=unknown)
+        self._await_manager(account, account_id, unknown=unknown)
 
     async def delete(self, account_id: str, ctx: Delivery) -> None:
         """DELETE, which Sofa understands as disabling; or active = false where the settings say so."""
@@ -775,13 +775,11 @@ class Sofa(Connector[Settings, Account]):
         """The superior's account: an id, None when there shall be none, UNSET when nothing can be said (yet)."""
         if not isinstance(account.manager, str):
             return account.manager
-        resolve: Callable[[str], str | None] | None = getattr(ctx, "resolve", None)
-        return (resolve(account.manager) if resolve is not None else None) or UNSET
+        return ctx.resolve(account.manager) or UNSET
 
-    def _await_manager(
-        self, account: Account, manager: str | UnsetType | None, account_id: str, *, unknown: bool
-    ) -> None:
-        if isinstance(account.manager, str) and (unknown or manager is UNSET):
+    def _await_manager(self, account: Account, account_id: str, *, unknown: bool) -> None:
+        """A manager without an account is waited for by the gateway; here only one whose account Sofa does not know (5.5)."""
+        if unknown:
             raise Blocked(
                 f"Everything was applied but the manager, who is not in {TITLE} yet; assign the manager to the application too.",
                 on=f"manager:{account.manager}",

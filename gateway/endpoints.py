@@ -26,7 +26,7 @@ from gateway.filters import (
     parse_filter,
     query_parameters,
 )
-from gateway.intake import Answer, Compute, Intake
+from gateway.intake import Answer, Compute, Intake, Patience
 from gateway.lifecycle import Row
 from gateway.messages import (
     Limits,
@@ -46,7 +46,7 @@ from gateway.messages import (
 from gateway.patch import MemberChange, PatchResult, apply_patch, normalize_create
 from gateway.store import KeyAttribute, Reader, Store
 from gateway.visibility import base_document, is_refused, keys_of, shown_document
-from schemas.events import timestamp
+from schemas.events import timestamp, valid_traceparent
 from schemas.logs import logger
 from schemas.specs import Spec
 
@@ -62,6 +62,8 @@ MEMBERS_SHOWN_MAX = 250_000
 """Members of all groups in one answer; a client that wants more has to leave them out (`excludedAttributes=members`)."""
 GROUPS_OF_MEMBER_MAX = 10_000
 """Groups that a question for one member's groups looks at."""
+RESPOND_ASYNC = "respond-async"
+"""The preference not to wait (RFC 7240 section 4.1)."""
 _NUMBER_CHARS_MAX = 18
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
@@ -88,6 +90,8 @@ class Call(Protocol):
     resource: str
     """The id in the path; "" for requests to the collection."""
     query: bytes
+    patience: Patience
+    """How long the caller waits for the product's word."""
 
     def header(self, name: bytes) -> str | None:
         """One request header by its lower-case name."""
@@ -98,6 +102,28 @@ class Call(Protocol):
         Raises:
             ScimError: 408, 413 or 415.
         """
+
+
+def _condition(call: Call) -> Callable[[Row], bool] | None:
+    """The request's `If-Match` as a question to the row (RFC 7644 section 3.14); None without one."""
+    header = call.header(b"if-match")
+    return None if header is None else lambda row: version_matches(header, row)
+
+
+def accepted(base: str, txn: str) -> Reply:
+    """202 without a body: taken, and how to ask what became of it (RFC 9967 sections 2.5.1 and 3).
+
+    Args:
+        base: the tenant URL.
+        txn: the event that carries the write; the same on the bus, in its `correlationid`.
+    """
+    headers = {"Set-Txn": txn, "Preference-Applied": RESPOND_ASYNC, "Location": f"{base}/Events/{txn}"}
+    return Reply(202, headers=headers)
+
+
+def _trace(call: Call) -> str | None:
+    """The request's trace context, if it carries one that may be passed on (W3C Trace Context, section 3.2)."""
+    return valid_traceparent(call.header(b"traceparent"))
 
 
 class Resources(Protocol):
@@ -198,13 +224,14 @@ def projection_of(parameters: Mapping[str, str]) -> Projection:
 def version_of(row: Row) -> str:
     """The weak ETag of what a row shows: its generation, and what is shown instead while that is not the wish.
 
-    Settling alone changes nothing a reader sees, so it does not change the version; a refusal does.
+    Settling alone changes nothing a reader sees, so it does not change the version; a refusal does. A group also loses members
+    when they are deleted, which is no wish of its own; the time of its last modification tells.
     """
-    tail = ""
+    tail = f".{round(row.modified_at * 1000):x}" if row.kind == "group" else ""
     if is_refused(row):
-        tail = f".r{row.settled_generation}"
+        tail += f".r{row.settled_generation}"
     elif row.veiled and row.acknowledged < row.generation and row.settled_document is not None:
-        tail = f".s{row.settled_generation}"
+        tail += f".s{row.settled_generation}"
     if row.observed_active is not None:
         tail += ".a" if row.observed_active else ".i"
     return f'W/"{row.generation}{tail}"'
@@ -414,38 +441,45 @@ class _Collection:
     # ---- writing
 
     async def delete(self, call: Call) -> Reply:
-        """204, and 404 from then on."""
+        """204, and 404 from then on; 412 when `If-Match` names another version."""
         if not _ID.match(call.resource):
             raise not_found(self.kind)
-        header = call.header(b"if-match")
-        if header is not None and not version_matches(header, await self._seen(call)):
-            raise precondition_failed()
-        answer = await self._intake.delete(call.target, self.stored, call.resource)
+        answer = await self._intake.delete(
+            call.target,
+            self.stored,
+            call.resource,
+            if_match=_condition(call),
+            traceparent=_trace(call),
+            patience=call.patience,
+        )
         if answer.error is not None:
             raise answer.error
-        return Reply(204)
+        return self._deferred(call, answer) or Reply(204)
 
     async def _body(self, call: Call) -> dict[str, Any]:
         return decode_body(await call.body(self._body_bytes_max), self._limits)
 
-    async def _changed(self, call: Call, seen: Row, compute: Compute, members: Sequence[MemberChange] = ()) -> Row:
-        header = call.header(b"if-match")
-
-        def matches(row: Row) -> bool:
-            return header is None or version_matches(header, row)
-
-        if not matches(seen):
+    async def _changed(self, call: Call, seen: Row, compute: Compute, members: Sequence[MemberChange] = ()) -> Answer:
+        matches = _condition(call)
+        if matches is not None and not matches(seen):
             raise precondition_failed()
-        return _written(
-            await self._intake.change(
-                call.target,
-                self.stored,
-                seen,
-                compute,
-                if_match=matches if header is not None else None,
-                members=members,
-            )
+        return await self._intake.change(
+            call.target,
+            self.stored,
+            seen,
+            compute,
+            if_match=matches,
+            members=members,
+            traceparent=_trace(call),
+            patience=call.patience,
         )
+
+    def _deferred(self, call: Call, answer: Answer) -> Reply | None:
+        """202 for one who would rather not wait for what is not done yet (RFC 9967 section 2.5.1); None: answer as usual."""
+        row = _written(answer)
+        if not call.patience.accepts or answer.applied:
+            return None
+        return accepted(call.base, answer.txn or row.event_id)
 
     def _created(self, call: Call, row: Row, body: bytes) -> Reply:
         headers = {"Location": f"{call.base}/{self.kind}s/{row.id}", "ETag": version_of(row)}
@@ -503,8 +537,11 @@ class Users(_Collection):
         """201 with the resource and its `Location`; 400 or 409 when the product refused in time."""
         document = normalize_create(await self._body(call), "User", limits=self._limits)
         projection = self._projection(call)
-        row = _written(await self._intake.create(call.target, "user", document))
-        return self._created(call, row, encoded(row, call.base, projection))
+        answer = await self._intake.create(
+            call.target, "user", document, traceparent=_trace(call), patience=call.patience
+        )
+        row = _written(answer)
+        return self._deferred(call, answer) or self._created(call, row, encoded(row, call.base, projection))
 
     async def change(self, call: Call) -> Reply:
         """PATCH: 200 with the resource."""
@@ -515,15 +552,19 @@ class Users(_Collection):
         def compute(base: dict[str, Any]) -> dict[str, Any]:
             return apply_patch(base, body, kind="User", limits=self._limits, resource_id=seen.id).document
 
-        row = await self._changed(call, seen, compute)
-        return Reply(200, encoded(row, call.base, projection), {"ETag": version_of(row)})
+        return self._changed_reply(call, await self._changed(call, seen, compute), projection)
 
     async def replace(self, call: Call) -> Reply:
         """PUT: what is not in the body is gone afterwards; 200 with the resource."""
         document = normalize_create(await self._body(call), "User", limits=self._limits)
         projection = self._projection(call)
-        row = await self._changed(call, await self._seen(call), lambda base: document)
-        return Reply(200, encoded(row, call.base, projection), {"ETag": version_of(row)})
+        answer = await self._changed(call, await self._seen(call), lambda base: document)
+        return self._changed_reply(call, answer, projection)
+
+    def _changed_reply(self, call: Call, answer: Answer, projection: Projection) -> Reply:
+        row = _written(answer)
+        body = encoded(row, call.base, projection)
+        return self._deferred(call, answer) or Reply(200, body, {"ETag": version_of(row)})
 
 
 class Groups(_Collection):
@@ -607,7 +648,18 @@ class Groups(_Collection):
         """201 with the resource and its `Location`; 400 or 409 when the product refused in time."""
         document, members = self._taken_apart(await self._body(call))
         projection = self._projection(call)
-        row = _written(await self._intake.create(call.target, "group", document, members=(members,)))
+        answer = await self._intake.create(
+            call.target,
+            "group",
+            document,
+            members=(members,),
+            traceparent=_trace(call),
+            patience=call.patience,
+        )
+        row = _written(answer)
+        deferred = self._deferred(call, answer)
+        if deferred is not None:
+            return deferred
         if members.ids:
             return self._created(call, row, await self._shown(row, call.base, projection))
         return self._created(call, row, encoded(row, call.base, projection, "Group"))
@@ -627,7 +679,11 @@ class Groups(_Collection):
         def compute(current: dict[str, Any]) -> dict[str, Any]:
             return first.document if current == base else patched(current).document
 
-        row = await self._changed(call, seen, compute, first.members)
+        answer = await self._changed(call, seen, compute, first.members)
+        row = _written(answer)
+        deferred = self._deferred(call, answer)
+        if deferred is not None:
+            return deferred
         etag = {"ETag": version_of(row)}
         if not projection.attributes:
             return Reply(204, headers=etag)
@@ -637,7 +693,11 @@ class Groups(_Collection):
         """PUT: what is not in the body is gone afterwards, members included; 200 with the resource."""
         document, members = self._taken_apart(await self._body(call))
         projection = self._projection(call)
-        row = await self._changed(call, await self._seen(call), lambda base: document, (members,))
+        answer = await self._changed(call, await self._seen(call), lambda base: document, (members,))
+        row = _written(answer)
+        deferred = self._deferred(call, answer)
+        if deferred is not None:
+            return deferred
         return Reply(200, await self._shown(row, call.base, projection), {"ETag": version_of(row)})
 
     def _taken_apart(self, body: dict[str, Any]) -> tuple[dict[str, Any], MemberChange]:

@@ -39,16 +39,33 @@ Compute = Callable[[dict[str, Any]], dict[str, Any]]
 _encode = msgspec.json.Encoder().encode
 
 
+class Patience(Struct, frozen=True):
+    """How a caller wants to be answered.
+
+    Args:
+        wait_s: the longest wait for the product's word; None: the configured budget, which nobody exceeds.
+        accepts: told to be content with "accepted", whatever the target's answer policy says (RFC 9967, `respond-async`).
+    """
+
+    wait_s: float | None = None
+    accepts: bool = False
+
+
+USUAL = Patience()
+
+
 class Answer(Struct, frozen=True):
     """What Entra is told: the row to show, or the error.
 
-    `applied` is true when the product confirmed; false when the write is accepted and still on its way.
+    `applied` is true when the product confirmed; false when the write is accepted and still on its way. `txn` is the event that
+    carries the write, or the one it joined.
     """
 
     row: Row | None = None
     error: ScimError | None = None
     applied: bool = False
     created: bool = False
+    txn: str = ""
 
 
 class _Taken(Struct, frozen=True):
@@ -132,18 +149,29 @@ class Intake:
     # ---- the three writes
 
     async def create(
-        self, target: str, kind: str, document: dict[str, Any], *, members: Sequence[MemberChange] = ()
+        self,
+        target: str,
+        kind: str,
+        document: dict[str, Any],
+        *,
+        members: Sequence[MemberChange] = (),
+        traceparent: str | None = None,
+        patience: Patience = USUAL,
     ) -> Answer:
         """POST. The same POST while the first still runs joins it; a live resource of that name is 409 (`uniqueness`).
+
+        The same means: nothing differs but letter case. One of the same names with other values or members, while the first
+        is not answered yet, is the newer wish for that resource: it is taken over, and nothing of it is left out.
 
         Args:
             document: the wished document; a group's without its members.
             members: who shall be in a group.
+            traceparent: the request's W3C trace context, if it carried one.
         """
         body = _encode(document)
         identities = self._identities(target, kind, document)
         keys = keys_of(document, kind)
-        strict = self.targets()[target].pending == "retry-later"
+        strict = self._strict(target, patience)
         healthy = self.healthy(target)
 
         def job(ledger: Ledger) -> _Taken:
@@ -156,9 +184,25 @@ class Intake:
                     raise RuntimeError("a key belongs to a resource that does not exist")
                 if other.state is not State.REJECTED:
                     same = keys_of(msgspec.json.decode(other.document), kind) == keys
-                    if other.acknowledged == 0 and same and not is_refused(other):
+                    if not (other.acknowledged == 0 and same and not is_refused(other)):
+                        return _Taken(error=_exists(kind, keys, other))
+                    regrouped = bool(members) and ledger.change_members(other.id, members)
+                    if not regrouped and _alike(other.document, body):
                         return self._join(other)
-                    return _Taken(error=_exists(kind, keys, other))
+                    ledger.set_keys(other, keys)
+                    return self._accept(
+                        ledger,
+                        other,
+                        body,
+                        identities,
+                        other.change,
+                        (*document, "members") if regrouped else tuple(document),
+                        now,
+                        strict=strict,
+                        healthy=healthy,
+                        traceparent=traceparent,
+                        patience=patience,
+                    )
                 row = other
                 second = ledger.set_keys(row, keys)
                 if second is not None and second != row.id:
@@ -175,9 +219,11 @@ class Intake:
                 strict=strict,
                 healthy=healthy,
                 members=members,
+                traceparent=traceparent,
+                patience=patience,
             )
 
-        return await self._answer(target, await self.store.run(job))
+        return await self._answer(target, await self.store.run(job), patience)
 
     async def change(
         self,
@@ -188,6 +234,8 @@ class Intake:
         *,
         if_match: Callable[[Row], bool] | None = None,
         members: Sequence[MemberChange] = (),
+        traceparent: str | None = None,
+        patience: Patience = USUAL,
     ) -> Answer:
         """PATCH and PUT of a visible resource.
 
@@ -195,12 +243,13 @@ class Intake:
             members: what shall happen to a group's members, in order.
             seen: the row as read before; the change is computed on it outside the transaction, and anew inside if it moved.
             if_match: the caller's precondition (412 when it does not hold).
+            traceparent: the request's W3C trace context, if it carried one.
         """
         try:
             computed = compute(base_document(seen))
         except ScimError as error:
             return Answer(error=error)
-        strict = self.targets()[target].pending == "retry-later"
+        strict = self._strict(target, patience)
         healthy = self.healthy(target)
         brake = self.targets()[target].brake
 
@@ -250,22 +299,35 @@ class Intake:
                 strict=strict,
                 healthy=healthy,
                 hold=hold,
+                traceparent=traceparent,
+                patience=patience,
             )
 
-        return await self._answer(target, await self.store.run(job))
+        return await self._answer(target, await self.store.run(job), patience)
 
-    async def delete(self, target: str, kind: str, resource: str) -> Answer:
-        """DELETE: answered once it is recorded; the product follows."""
+    async def delete(
+        self,
+        target: str,
+        kind: str,
+        resource: str,
+        *,
+        if_match: Callable[[Row], bool] | None = None,
+        traceparent: str | None = None,
+        patience: Patience = USUAL,
+    ) -> Answer:
+        """DELETE: answered once it is recorded; the product follows. `if_match` and `traceparent` as in `change`."""
         brake = self.targets()[target].brake
 
         def job(ledger: Ledger) -> _Taken:
             row = ledger.row(resource)
             if row is None or row.target != target or row.kind != kind or not is_visible(row):
                 return _Taken(error=_not_found(kind, resource))
+            if if_match is not None and not if_match(row):
+                return _Taken(error=_stale(kind))
             now = self.clock.now()
             hold = self._braked(ledger, target, brake, now)
             ledger.set_keys(row, NO_KEYS)
-            ledger.forget_member(row.id)
+            ledger.forget_member(row.id, now)
             return self._accept(
                 ledger,
                 row,
@@ -277,9 +339,11 @@ class Intake:
                 strict=False,
                 healthy=False,
                 hold=hold,
+                traceparent=traceparent,
+                patience=patience,
             )
 
-        return await self._answer(target, await self.store.run(job))
+        return await self._answer(target, await self.store.run(job), patience)
 
     # ---- inside the transaction
 
@@ -297,6 +361,8 @@ class Intake:
         healthy: bool,
         hold: bool = False,
         members: Sequence[MemberChange] = (),
+        traceparent: str | None = None,
+        patience: Patience = USUAL,
     ) -> _Taken:
         created = change is Change.CREATE
         accept(
@@ -309,6 +375,7 @@ class Intake:
             now=now,
             acknowledged=False,
             hold=hold,
+            traceparent=traceparent,
         )
         if members:
             ledger.save(row)  # members belong to a row that exists
@@ -316,7 +383,8 @@ class Intake:
         was_in_flight = row.in_flight is not None
         message = self.dispatcher.try_dispatch(ledger, row, now)
         on_its_way = message is not None or was_in_flight
-        quick = self._latency_s.get(row.target, 0.0) <= self.answer_wait_s
+        budget_s = self._budget_s(patience)
+        quick = budget_s > 0 and self._latency_s.get(row.target, 0.0) <= budget_s
         wait = change is not Change.DELETE and healthy and on_its_way and quick
         if not wait and not (strict and ledger.target(row.target).circuit is Circuit.CLOSED):
             acknowledge(row, row.generation)
@@ -325,6 +393,13 @@ class Intake:
         ledger.save(row)
         ledger.add_event(row, actor="entra")
         return _Taken(row=row, message=message, wait=wait, created=created)
+
+    def _strict(self, target: str, patience: Patience) -> bool:
+        """Whether nothing may be promised that is not confirmed."""
+        return self.targets()[target].pending == "retry-later" and not patience.accepts
+
+    def _budget_s(self, patience: Patience) -> float:
+        return self.answer_wait_s if patience.wait_s is None else min(patience.wait_s, self.answer_wait_s)
 
     def _join(self, row: Row) -> _Taken:
         settled = row.settled_generation >= row.generation
@@ -347,10 +422,14 @@ class Intake:
 
     # ---- the answer
 
-    async def _answer(self, target: str, taken: _Taken) -> Answer:
+    async def _answer(self, target: str, taken: _Taken, patience: Patience) -> Answer:
         row = taken.row
         if row is None or taken.error is not None:
             return Answer(error=taken.error)
+        txn = row.event_id  # by the end of the wait the row may be another wish's
+        return msgspec.structs.replace(await self._outcome_of(target, row, taken, patience), txn=txn)
+
+    async def _outcome_of(self, target: str, row: Row, taken: _Taken, patience: Patience) -> Answer:
         if taken.unchanged:
             return Answer(row=row, applied=not row.open)
         if not taken.wait:
@@ -366,7 +445,8 @@ class Intake:
             if taken.message is not None:
                 self.dispatcher.spawn(self.dispatcher.send((taken.message,)))
             verdict = None
-            deadline = asyncio.get_running_loop().time() + self.answer_wait_s
+            budget_s = self._budget_s(patience)
+            deadline = asyncio.get_running_loop().time() + budget_s
             while verdict is None:
                 moved = await self._moved(row.id, future, deadline)
                 if moved is None:
@@ -380,8 +460,9 @@ class Intake:
             self.waiters.forget(row.id, future)
         if verdict is not None:
             return verdict
-        self._note_latency(target, LATE_FACTOR * self.answer_wait_s)
-        return await self._pending(target, row, generation, taken.created)
+        if budget_s >= self.answer_wait_s:  # one who hardly waited has learnt nothing about the product
+            self._note_latency(target, LATE_FACTOR * self.answer_wait_s)
+        return await self._pending(target, row, generation, taken.created, strict=self._strict(target, patience))
 
     async def _moved(self, resource: str, future: asyncio.Future[Row | None], deadline: float) -> Row | None:
         """The row after its next move, or None when the budget is used up."""
@@ -403,9 +484,8 @@ class Intake:
             return Answer(row=row, created=created, applied=True)
         return None
 
-    async def _pending(self, target: str, row: Row, generation: int, created: bool) -> Answer:
+    async def _pending(self, target: str, row: Row, generation: int, created: bool, *, strict: bool) -> Answer:
         """Nothing within the budget: success and the rest behind the scenes, or "come again" (policy `retry-later`)."""
-        strict = self.targets()[target].pending == "retry-later"
 
         def job(ledger: Ledger) -> Answer:
             current = ledger.row(row.id)
@@ -441,6 +521,15 @@ def refusal(reason: Reason | None) -> ScimError:
     if reason.scim_type == "uniqueness":
         return ScimError(409, reason.message, "uniqueness")
     return ScimError(400, reason.message, reason.scim_type or "invalidValue")
+
+
+def _alike(held: bytes, sent: bytes) -> bool:
+    """Whether two documents differ in nothing but letter case; a name in other letters is the same name."""
+    return held == sent or _folded(held) == _folded(sent)
+
+
+def _folded(document: bytes) -> Any:
+    return msgspec.json.decode(document.decode().casefold())
 
 
 def _change(base: dict[str, Any], document: dict[str, Any]) -> Change:

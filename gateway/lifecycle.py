@@ -22,8 +22,8 @@ import msgspec
 from msgspec import Struct, field
 
 from schemas.config import RetrySettings
-from schemas.events import Outcome, ProvisioningEvent, Reason, Sighting, encode, timestamp
-from schemas.resources import Group, Member
+from schemas.events import Outcome, ProvisioningEvent, Reason, Sighting, encode, made_traceparent, timestamp
+from schemas.resources import ENTERPRISE_SCHEMA, Group, Member
 from schemas.states import NEXT, PRIORITY, PRIORITY_REPAIR, WAITING, Change, Circuit, Result, State
 from schemas.topology import CALL_S, OWNED_S, SETTLE_S
 
@@ -90,6 +90,8 @@ class Row(Struct, kw_only=True):
     created_at: float = 0.0
     modified_at: float = 0.0
     veiled: bool = False
+    traceparent: str | None = None
+    """W3C trace context of the request that made the newest wish, if it carried one."""
     # what became of it
     state: State = State.QUEUED
     settled_generation: int = 0
@@ -97,6 +99,8 @@ class Row(Struct, kw_only=True):
     settled_identities: tuple[str, ...] = ()
     settled_at: float = 0.0
     account_id: str | None = None
+    account_created: bool | None = None
+    """Whether a delivery of ours created the linked account; None when nobody knows."""
     account_keys: tuple[str, ...] = ()
     observed_active: bool | None = None
     reason: Reason | None = None
@@ -122,7 +126,7 @@ class Row(Struct, kw_only=True):
     first_failed_at: float | None = None
     next_at: float = 0.0
     unfinished: bool = False
-    """A group whose membership differs from the product's in more than the last event carried."""
+    """What is settled is not all of it: members the last event did not carry, or a manager who had no account yet."""
 
     @property
     def waiting(self) -> bool:
@@ -170,6 +174,28 @@ class Others(Protocol):
 
     def member_steps(self, row: Row) -> MemberSteps:
         """What has to be done about the members of a group, as much as one event carries."""
+
+    def referred(self, row: Row, resource: str) -> Referred | None:
+        """The user of this target that `row` refers to, e.g. as its manager; None when there is no such user."""
+
+
+class Referred(Struct, frozen=True):
+    """A user that another one refers to.
+
+    Args:
+        account_id: its account at the product, if it has one that stays.
+        awaited: it has none yet, and may still get one.
+    """
+
+    account_id: str | None = None
+    awaited: bool = False
+
+
+def refer(account_id: str | None, *, deleted: bool, state: State) -> Referred:
+    """What a user is to those who refer to it. A dead one may still be redriven; a deleted or rejected one comes no more."""
+    if deleted or state in (State.GONE, State.REJECTED):
+        return Referred()
+    return Referred(account_id=account_id, awaited=account_id is None)
 
 
 class Wish(Struct, frozen=True):
@@ -292,6 +318,7 @@ def accept(
     now: float,
     acknowledged: bool,
     hold: bool = False,
+    traceparent: str | None = None,
 ) -> list[Effect]:
     """Take a new wish (rule T1). The caller has found that it differs, or that the row is dead and this is a redrive.
 
@@ -301,6 +328,7 @@ def accept(
         identities: what the resource is called under this wish.
         acknowledged: Entra is told success at once; otherwise a request waits for the outcome.
         hold: a safety brake stops this wish until an operator approves.
+        traceparent: the request's trace context, if it carried one.
     """
     fresh_start = row.state in DEAD_STATES or row.state is State.BLOCKED
     held = row.state is State.HELD or row.blocked_on == APPROVAL
@@ -313,6 +341,7 @@ def accept(
     row.changed = changed
     row.deleted = change is Change.DELETE
     row.modified_at = now
+    row.traceparent = traceparent
     if row.generation == 1:
         row.created_at = now
     if acknowledged:
@@ -362,9 +391,15 @@ def dispatch(row: Row, now: float, others: Others, connector: str) -> list[Effec
         move(row, State.GONE)
         return [Close(row.generation, "noop")]
     if row.unfinished and not (row.open or row.dirty):
-        steps = others.member_steps(row)
-        if not (steps.add or steps.remove):
-            return _rest_of_members(row, steps, now)
+        if row.kind == "group":
+            steps = others.member_steps(row)
+            if not (steps.add or steps.remove):
+                return _rest_of_members(row, steps, now)
+        elif not row.ambiguous:
+            manager = manager_of(row.document)
+            referred = _referred(row, manager, others)
+            if manager is None or referred is None or referred.account_id is None:
+                return _rest_of_manager(row, manager, referred, now)
     wish = _current_wish(row)
     if not row.deleted:
         holders = others.holders(row, row.identities)
@@ -394,12 +429,57 @@ def dispatch(row: Row, now: float, others: Others, connector: str) -> list[Effec
 def _rest_of_members(row: Row, steps: MemberSteps, now: float) -> list[Effect] | None:
     """Nothing more can be sent for this group now: it is done, or waits for a member's account."""
     if steps.waiting_for is None:
-        row.unfinished = False
-        row.reason = row.blocked_on = None
-        move(row, State.APPLIED)
-        return []
+        return _finish(row)
     _wait_for_neighbour(row, f"member {steps.waiting_for}", now, _member_reason(steps.waiting_for))
     return None
+
+
+def _finish(row: Row) -> list[Effect]:
+    row.unfinished = False
+    row.reason = row.blocked_on = None
+    if row.state is State.RETRYING:
+        move(row, State.QUEUED)
+    move(row, State.APPLIED)
+    return []
+
+
+def _rest_of_manager(row: Row, manager: str | None, referred: Referred | None, now: float) -> list[Effect] | None:
+    """Everything but the manager is applied: wait until that one has an account, unless it is never going to have one."""
+    if manager is None:
+        return _finish(row)
+    if referred is None or not referred.awaited:
+        return [
+            *_finish(row),
+            Issue("manager_gone", f"applied without the manager {manager}, who is not a user here any more"),
+        ]
+    _wait_for_neighbour(row, f"manager {manager}", now, _manager_reason(manager))
+    return None
+
+
+def _manager_reason(manager: str) -> Reason:
+    return Reason(
+        code="manager_missing",
+        message=f"Everything was applied but the manager: waits until user {manager} has an account at the product.",
+        attribute=f"{ENTERPRISE_SCHEMA}:manager",
+    )
+
+
+def manager_of(document: bytes) -> str | None:
+    """The resource id of the manager in a user's stored document, or None."""
+    if b'"manager"' not in document:  # most users have none, and decoding costs more than everything else here
+        return None
+    enterprise = msgspec.json.decode(document).get(ENTERPRISE_SCHEMA)
+    manager = enterprise.get("manager") if isinstance(enterprise, dict) else None
+    value = manager.get("value") if isinstance(manager, dict) else None
+    return value if isinstance(value, str) and value else None
+
+
+def _referred(row: Row, manager: str | None, others: Others) -> Referred | None:
+    if manager is None:
+        return None
+    if manager == row.id:  # some lead themselves
+        return Referred(account_id=row.account_id, awaited=row.account_id is None)
+    return others.referred(row, manager)
 
 
 def _member_reason(member: str) -> Reason:
@@ -464,6 +544,12 @@ def _send(row: Row, wish: Wish, now: float, others: Others, connector: str, *, r
         effects = [MembersSent(tuple(member.id for member in (*steps.add, *steps.remove)))]
         document = _group_document(document, steps)
         row.unfinished = steps.more or steps.waiting_for is not None
+    accounts: dict[str, str] = {}
+    if row.kind == "user" and not (wish.deleted or read_only):
+        manager = manager_of(wish.document)
+        referred = _referred(row, manager, others)
+        if manager is not None and referred is not None and referred.account_id is not None:
+            accounts[manager] = referred.account_id
     event = ProvisioningEvent(
         id=wish.event_id,
         target=row.target,
@@ -483,6 +569,9 @@ def _send(row: Row, wish: Wish, now: float, others: Others, connector: str, *, r
         watch=tuple(sorted(watch)),
         strays=tuple(strays),
         changed=row.changed,
+        accounts=accounts,
+        created_by_us=row.account_created if row.account_id else None,
+        traceparent=row.traceparent or made_traceparent(wish.event_id),
         txn=wish.event_id,
         recorded_at=timestamp(now),
     )
@@ -630,6 +719,8 @@ def lose(row: Row, now: float) -> None:
     row.ambiguous = True
     row.read_back = False
     row.dirty |= row.looked
+    if not (row.open or row.dirty):
+        row.unfinished = True  # what was sent again besides a settled wish is still to be done
     row.next_at = now + QUIET_S
     if row.state in DEAD_STATES:
         row.dirty = True
@@ -657,7 +748,8 @@ def make_dirty(row: Row, now: float, identity: str = "") -> None:
 def read_again(row: Row) -> None:
     """The planned read-back after something ambiguous (rule T4)."""
     row.read_back_at = None
-    if row.in_flight is not None or row.state not in (State.APPLIED, State.GONE):
+    waits_for_another = row.state is State.BLOCKED and row.unfinished and not row.open
+    if row.in_flight is not None or not (row.state in (State.APPLIED, State.GONE) or waits_for_another):
         return
     row.dirty = row.read_back = True
     row.next_at = 0.0
@@ -699,6 +791,8 @@ def settle(
         row.blocked_on = None
         move(row, State.HELD)
     done = outcome.result is Result.APPLIED or row.state is State.GONE or row.state in DEAD_STATES
+    if not done and not row.open:
+        row.unfinished = True  # what was sent again besides a settled wish is still to be done
     if row.looked and not done:
         row.dirty = row.ambiguous = True  # doubt is cleared only by the settle of the delivery that carried it (R9)
     return effects
@@ -726,7 +820,7 @@ def _doubt(row: Row, outcome: Outcome, others: Others, now: float) -> None:
     free = account_id is not None and others.owner(row, account_id) is None
     acted = outcome.created or outcome.result is Result.APPLIED
     if account_id and free and acted and row.account_id is None and not outcome.deleted:
-        row.account_id = account_id
+        _link(row, account_id, created=outcome.created or None)
     elif account_id and free and outcome.created and account_id != row.account_id:
         row.doubts.strays[account_id] = outcome.identities[0] if outcome.identities else ""
     row.doubts.remembered |= set(outcome.identities)
@@ -781,7 +875,7 @@ def _applied(row: Row, outcome: Outcome, now: float, others: Others, sent: bytes
     owner = others.owner(row, outcome.account_id) if outcome.account_id and not outcome.deleted else None
     if owner is not None:
         row.ambiguous = True
-        row.account_id = None
+        _link(row, None, created=None)
         _block(row, f"account of {owner.id}", now, _owner_reason(owner), wait_s=5.0)
         return [MakeDirty(owner.id)]
     doubts = row.doubts
@@ -790,7 +884,7 @@ def _applied(row: Row, outcome: Outcome, now: float, others: Others, sent: bytes
     row.attempt = row.poisoned = 0
     row.first_failed_at = None
     row.ambiguous = False
-    row.account_id = None if outcome.deleted else outcome.account_id
+    _link(row, None if outcome.deleted else outcome.account_id, created=outcome.created or _made_before(row, outcome))
     row.account_keys = outcome.account_keys
     row.observed_active = outcome.observed_active
     row.settled_identities = () if outcome.deleted else outcome.identities
@@ -822,6 +916,8 @@ def _applied(row: Row, outcome: Outcome, now: float, others: Others, sent: bytes
     if row.kind == "group" and not outcome.deleted:
         effects.append(_members_of(sent, created=outcome.created))
         row.unfinished |= outcome.created
+    if row.kind == "user":
+        row.unfinished = not outcome.deleted and not row.open and manager_of(row.document) in outcome.unresolved
     move(row, State.GONE if outcome.deleted else State.APPLIED)
     if doubts.strays:
         row.dirty = True
@@ -832,6 +928,18 @@ def _applied(row: Row, outcome: Outcome, now: float, others: Others, sent: bytes
     elif (row.dirty or row.unfinished) and row.state is State.APPLIED:
         move(row, State.QUEUED)
     return effects
+
+
+def _link(row: Row, account_id: str | None, *, created: bool | None) -> None:
+    """Link the row to an account; who made it is kept while the link stays."""
+    if account_id != row.account_id or created:
+        row.account_id = account_id
+        row.account_created = created if account_id is not None else None
+
+
+def _made_before(row: Row, outcome: Outcome) -> bool | None:
+    """An account that was linked only now without having been created now: one that a stale delivery of ours made."""
+    return True if outcome.account_id in row.doubts.strays else None
 
 
 def _members_of(sent: bytes | None, *, created: bool) -> MembersSettled:
@@ -885,7 +993,8 @@ def _found(row: Row, outcome: Outcome, now: float, others: Others, adopt: bool, 
             continue
         if not outcome.deleted and not adopt and sighting.identity not in row.doubts.written - set(outcome.identities):
             return effects + _die(row, _adopt_reason(), "rejected", outcome.generation)
-        row.account_id = sighting.account_id
+        # after an earlier delivery that may have acted, the account may be its work
+        _link(row, sighting.account_id, created=None if outcome.looked else False)
         move(row, State.QUEUED)
         return [*effects, Linked(sighting.account_id)]
     if outcome.deleted:  # our own accounts are gone; what was found is others', or nobody's and left alone
@@ -926,7 +1035,7 @@ def _learn(row: Row, outcome: Outcome, others: Others) -> list[Effect]:
         ours = next(iter(free), None)
     effects: list[Effect] = []
     if ours is not None and row.account_id is None:
-        row.account_id = ours.account_id
+        _link(row, ours.account_id, created=None)
         effects.append(Linked(ours.account_id))
     before = set(row.settled_identities)
     row.settled_identities = (ours.identity,) if ours is not None else ()
@@ -968,7 +1077,7 @@ def _blocked(row: Row, outcome: Outcome, now: float, others: Others) -> list[Eff
         if owner is not None:
             _block(row, f"account of {owner.id}", now, _owner_reason(owner), wait_s=5.0)
             return [MakeDirty(owner.id)]
-        row.account_id = outcome.account_id
+        _link(row, outcome.account_id, created=outcome.created or None)
         row.settled_identities = outcome.identities
         row.ambiguous = False
     wait_s = outcome.retry_after_s

@@ -115,7 +115,8 @@ class Outcomes:
             stop(row, str(exc))
             effects = []
         settled = in_flight is not None and row.in_flight is None
-        if row.state in (State.APPLIED, State.GONE) and self.awaited(row.id):
+        done = row.state in (State.APPLIED, State.GONE) or (row.unfinished and not row.open)
+        if done and self.awaited(row.id):
             acknowledge(row, row.settled_generation)  # a request waits here and is answered right after the commit
         apply_effects(ledger, row, effects, now)
         if settled:

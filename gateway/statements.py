@@ -212,6 +212,10 @@ class Statements:
             .order_by(r.seq)
         )
 
+        clauses["referred"] = sa.select(r.account_id, r.deleted, r.state).where(
+            r.id == _p("id"), r.target == _p("target"), r.kind == _p("kind")
+        )
+
         # events
         clauses["add_event"] = sa.insert(EVENT)
         self._columns["add_event"] = [name for name in _names(EVENT) if name != "seq"]
@@ -427,6 +431,13 @@ class Statements:
             .values(settled=sa.false(), uncertain=sa.false())
         )
         clauses["forget_member"] = sa.delete(MEMBERSHIP).where(m.member == _p("member"))
+        left = sa.select(m.group_id).where(m.member == _p("member"), m.wished.is_(sa.true()))
+        later = r.modified_at + sa.literal_column("0.001")  # a millisecond at least: the version of a group tells it
+        clauses["modify_groups_of"] = (
+            sa.update(RESOURCE)
+            .where(r.id.in_(left))
+            .values(modified_at=sa.case((later > _p("now", sa.Float), later), else_=_p("now", sa.Float)))
+        )
         for name, text in _OPEN_MEMBERS.items():
             clauses[name] = sa.text(text.format(indexed=_INDEXED_OPEN[self.engine])).columns(
                 member=sa.String, wished=sa.Boolean, kind=sa.String, account_id=sa.String

@@ -29,7 +29,7 @@ from msgspec import Struct
 from gateway import ledger as protocol
 from gateway.databases import StoreRefused, check_durability, engine_of, first_line, migrate
 from gateway.ledger import Keys, Tally
-from gateway.lifecycle import MemberSteps, Row, TargetRow, Wish
+from gateway.lifecycle import MemberSteps, Referred, Row, TargetRow, Wish, refer
 from gateway.patch import MemberChange
 from gateway.records import (
     AttemptRecord,
@@ -416,16 +416,20 @@ class Transaction(protocol.Ledger):
     # ---- members of groups
 
     def change_members(self, group: str, changes: Sequence[MemberChange]) -> bool:
-        changed = False
+        touched = False
+        moved: set[str] = set()  # in instead of out, or out instead of in: who was moved twice is where he was
         for change in changes:
             members = msgspec.json.encode(change.ids).decode()
+            statements = ["unwish_members" if change.op == "remove" else "wish_members"]
             if change.op == "replace":
-                changed |= bool(self._db.rows("unwish_others", group_id=group, members=members))
-            statement = "unwish_members" if change.op == "remove" else "wish_members"
-            changed |= bool(self._db.rows(statement, group_id=group, members=members))
-        if changed:
+                statements.insert(0, "unwish_others")
+            for statement in statements:
+                found = self._db.rows(statement, group_id=group, members=members)
+                touched |= bool(found)
+                moved ^= {member for (member,) in found}
+        if touched:
             self._db.do("drop_unwished", group_id=group)
-        return changed
+        return bool(moved)
 
     def member_steps(self, row: Row) -> MemberSteps:
         found = self._db.rows("member_steps", group_id=row.id, target=row.target, limit=MEMBERS_PER_EVENT_MAX + 1)
@@ -438,6 +442,13 @@ class Transaction(protocol.Ledger):
             more=len(steps) > len(carried),
             waiting_for=waiting[0][0] if waiting else None,
         )
+
+    def referred(self, row: Row, resource: str) -> Referred | None:
+        found = self._db.rows("referred", id=resource, target=row.target, kind=row.kind)
+        if not found:
+            return None
+        account_id, deleted, state = found[0]
+        return refer(account_id, deleted=bool(deleted), state=STATES[state])
 
     def send_members(self, group: str, members: Sequence[str]) -> None:
         if members:
@@ -452,7 +463,8 @@ class Transaction(protocol.Ledger):
             self._db.do("settle_removed", group_id=group, members=msgspec.json.encode(remove).decode())
         self._db.do("drop_unwished", group_id=group)
 
-    def forget_member(self, resource: str) -> None:
+    def forget_member(self, resource: str, now: float) -> None:
+        self._db.do("modify_groups_of", member=resource, now=now)
         self._db.do("forget_member", member=resource)
 
     # ---- events and attempts

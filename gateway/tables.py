@@ -19,7 +19,7 @@ from gateway.visibility import is_visible
 from schemas.events import Reason
 from schemas.states import Change, State
 
-SCHEMA = "0004"
+SCHEMA = "0005"
 """The newest migration; older stores are brought up to it at start, newer ones are refused."""
 
 _Sequence = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
@@ -97,10 +97,12 @@ class Resource(_Table, table=True):
     created_at: float
     modified_at: float
     veiled: bool
+    traceparent: str | None
     state: str
     settled_generation: int
     settled_at: float
     account_id: str | None
+    account_created: bool | None
     observed_active: bool | None
     blocked_on: str | None
     fence: int
@@ -368,6 +370,7 @@ _CODECS: dict[str, tuple[Callable[[Any], Any] | None, Callable[[Any], Any]]] = {
     "blocked_on": (without_nul, lambda value: value),
     "issue": (without_nul, lambda value: value),
     "observed_active": (None, lambda value: None if value is None else bool(value)),
+    "account_created": (None, lambda value: None if value is None else bool(value)),
 }
 _ROW = Row.__struct_fields__
 for _field in msgspec.structs.fields(Row):

@@ -117,6 +117,9 @@ async def deliver(
     ctx.attempt = delivery
     ctx.ambiguous = event.look or delivery > 1
     ctx.idempotency_key = event.message_id
+    ctx.accounts = dict(event.accounts)
+    ctx.created_by_us = event.created_by_us
+    ctx.traceparent = event.traceparent
     report = Report(account_id=event.account_id)
     gave_up = False
     try:
@@ -165,6 +168,7 @@ async def deliver(
         warnings=tuple(ctx.warnings),
         account_keys=report.account_keys,
         observed_active=report.observed_active,
+        unresolved=tuple(ctx.unresolved),
         reason=report.reason,
         blocked_on=report.blocked_on,
         retry_after_s=report.retry_after_s,
@@ -183,6 +187,8 @@ async def _run(
     account: Any = None
     if not event.deleted and not event.read_only:
         wish = _wish_of(event)
+        if isinstance(wish, Group):
+            ctx.accounts.update((m.id, m.account_id) for m in (*wish.add, *wish.remove) if m.account_id)
         account = await _normalized(steps, wish, directory, owned)
         report.account_keys = steps.account_keys(account)
         report.ignored = steps.ignored(wish)
@@ -388,6 +394,7 @@ class _GroupSteps:
         await self.connector.delete_group(account_id, ctx)
 
     async def _members(self, group_id: str, group: Group, ctx: Delivery) -> None:
+        # who has no account yet is not sent by the gateway, and follows as soon as there is one (rule T12)
         add = [member.account_id for member in group.add if member.account_id]
         remove = [member.account_id for member in group.remove if member.account_id]
         if add or remove:

@@ -202,12 +202,14 @@ EVERYTHING = Row(
     created_at=1.25,
     modified_at=2.5,
     veiled=True,
+    traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
     state=State.DELIVERING,
     settled_generation=5,
     settled_document=b"{}",
     settled_identities=("userName:old",),
     settled_at=3.5,
     account_id="account-1",
+    account_created=True,
     account_keys=("ADA@CONTOSO.EXAMPLE", "2"),
     observed_active=False,
     reason=REASON,
@@ -1036,7 +1038,7 @@ async def test_the_members_of_a_group_are_settled_by_what_was_sent(store: Store)
         ledger.change_members("group", [MemberChange("add", ("elsewhere",))])
         ledger.settle_members("group", ["c"], [], anew=False)
         seen.append(steps())
-        ledger.forget_member("elsewhere")
+        ledger.forget_member("elsewhere", 5.0)
         return [*seen, steps()]
 
     assert await store.run(job) == [
@@ -1707,6 +1709,7 @@ HOT = [
     "forget_member",
     "member_steps",
     "member_waiting",
+    "referred",
     "wished_members",
     "is_member",
     "groups_of",

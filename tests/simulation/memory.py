@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from gateway.ledger import Keys, Tally
-from gateway.lifecycle import Doubts, MemberSteps, Row, TargetRow, Wish
+from gateway.lifecycle import Doubts, MemberSteps, Referred, Row, TargetRow, Wish, refer
 from gateway.patch import MemberChange
 from gateway.visibility import is_visible
 from schemas.events import Outcome
@@ -335,6 +335,12 @@ class MemoryLedger:
                 waiting = waiting or member
         return MemberSteps(tuple(add), tuple(remove), False, waiting)
 
+    def referred(self, row: Row, resource: str) -> Referred | None:
+        found = self.m.rows.get(resource)
+        if found is None or (found.target, found.kind) != (row.target, row.kind):
+            return None
+        return refer(found.account_id, deleted=found.deleted, state=found.state)
+
     def send_members(self, group: str, members: Sequence[str]) -> None:
         for member in members:
             if member in self.m.members[group]:
@@ -346,9 +352,12 @@ class MemoryLedger:
             flags[2] = flags[2] and not anew and member not in add and member not in remove
         self._drop(group)
 
-    def forget_member(self, resource: str) -> None:
-        for members in self.m.members.values():
-            members.pop(resource, None)
+    def forget_member(self, resource: str, now: float) -> None:
+        for group, members in self.m.members.items():
+            flags = members.pop(resource, None)
+            if flags is not None and flags[0] and group in self.m.rows:
+                row = self.m.rows[group]
+                row.modified_at = max(now, row.modified_at + 0.001)
 
     def streams(self) -> dict[str, str]:
         return dict(self.m.known)
