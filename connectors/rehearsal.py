@@ -165,7 +165,7 @@ class RehearsalHttp:
     def __init__(self, real: VendorHttp, *, product: str) -> None:
         self._real = real
         self._product = product
-        self.connector: Connector[Any, Any] | None = None
+        self.connector: Any = None
 
     async def request(
         self,

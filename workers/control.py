@@ -3,6 +3,7 @@
 `{"do": "probe"}`                          -> `{"ok", "code", "message", "findings"}`
 `{"do": "identities", "document": {...}}`  -> `{"ok", "account_keys"}`
 `{"do": "refresh"}`                        -> `{"ok", "code", "message"}`
+`{"do": "plan", "event": {...}}`           -> `Planned` of `workers/rehearsals.py`
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
+from ulid import ULID
 
 from connectors.contract import Finding
 from schemas.errors import ConnectorError
+from schemas.events import decode_event
 from schemas.resources import User
+from workers.rehearsals import PLAN_S, Planned, plan
 from workers.targets import Served
 
 PROBE_S = 10.0
@@ -24,10 +28,12 @@ FINDINGS_MAX = 50
 
 
 class Question(Struct, frozen=True):
-    """What is asked. `document`: a SCIM user, for `identities`."""
+    """What is asked. `document`: a SCIM user, for `identities`. `event`: an event as it would be sent, for `plan`."""
 
-    do: Literal["probe", "identities", "refresh"]
+    do: Literal["probe", "identities", "refresh", "plan"]
     document: dict[str, Any] = {}
+    event: msgspec.Raw = msgspec.Raw(b"{}")
+    show_values: bool = False
 
 
 class Answer(Struct, frozen=True, kw_only=True):
@@ -54,6 +60,8 @@ async def answer(served: Served, body: bytes) -> bytes:
             reply = await probe(served)
         case "refresh":
             reply = await _refresh(served)
+        case "plan":
+            return msgspec.json.encode(await _plan(served, question))
         case _:
             reply = _identities(served, question.document)
     return msgspec.json.encode(reply)
@@ -76,6 +84,20 @@ async def probe(served: Served) -> Answer:
     return Answer(
         ok=first.level != "error", code=first.code, message=first.message, findings=tuple(ranked[:FINDINGS_MAX])
     )
+
+
+async def _plan(served: Served, question: Question) -> Planned:
+    """What this worker would do with an event, within PLAN_S; sends nothing that writes."""
+    try:
+        event = decode_event(bytes(question.event))
+        async with asyncio.timeout(PLAN_S):
+            return await plan(event, served, show_values=question.show_values, new_id=lambda: str(ULID()))
+    except msgspec.DecodeError:
+        return Planned(ok=False, code="bad_question", message="This is not an event that could be rehearsed.")
+    except TimeoutError:
+        return Planned(ok=False, code="timeout", message=f"The rehearsal took longer than {PLAN_S:.0f} s.")
+    except Exception as exc:
+        return Planned(ok=False, code="connector_bug", message=f"The rehearsal raised {type(exc).__name__}.")
 
 
 async def _refresh(served: Served) -> Answer:

@@ -20,6 +20,7 @@ from nats.js.client import JetStreamContext
 from ulid import ULID
 
 from connectors.contract import Delivery
+from connectors.rehearsal import NOT_SENT
 from schemas import topology
 from schemas.events import (
     ACT_BEFORE_HEADER,
@@ -38,6 +39,7 @@ from workers.crashpoints import reached
 from workers.delivery import deliver
 from workers.limits import CallLimit
 from workers.ownership import Held, Link, Pulls
+from workers.rehearsals import shadow
 from workers.targets import Served
 
 DELIVERY_S = 300.0
@@ -191,8 +193,20 @@ class Receiver:
     async def _deliver(self, served: Served, event: ProvisioningEvent, delivery: int, held: Held) -> Outcome | None:
         started_at = self._clock()
         ctx = Delivery(deadline=time.monotonic() + DELIVERY_S)
+        is_shadowed = event.shadow or served.configured.shadow  # either is enough: nothing is written by mistake
         try:
             async with asyncio.timeout(DELIVERY_S):
+                if is_shadowed:
+                    return await shadow(
+                        event,
+                        served,
+                        delivery=delivery,
+                        owned=held,
+                        new_id=self._new_id,
+                        clock=self._clock,
+                        ctx=ctx,
+                        worker=self._worker,
+                    )
                 return await deliver(
                     event,
                     delivery=delivery,
@@ -223,7 +237,7 @@ class Receiver:
             deleted=event.deleted,
             identities=event.identities,
             looked=ctx.ambiguous,
-            ambiguous=True,
+            ambiguous=not is_shadowed,
             reason=reason,
             steps=tuple(ctx.steps),
             worker=self._worker,
@@ -310,7 +324,9 @@ class Receiver:
     def _as_report(self, outcome: Outcome) -> Outcome | None:
         """The outcome of a delivery that was lost before it could be told; None when it only read (delivery rule R8)."""
         wrote = (
-            outcome.created or outcome.result is Result.APPLIED or any(s.method not in _READS for s in outcome.steps)
+            outcome.created
+            or outcome.result is Result.APPLIED
+            or any(s.method not in _READS and s.error != NOT_SENT for s in outcome.steps)
         )
         if not wrote:
             return None

@@ -11,7 +11,8 @@ from msgspec import Struct
 
 from connectors.contract import Connector, Delivery, HasDirectory
 from connectors.http import HttpClient
-from connectors.registry import build, decode_settings
+from connectors.registry import CallsNobody, build, decode_settings
+from connectors.rehearsal import rehearsing_connector
 from schemas.config import Secret, TargetSettings
 from schemas.errors import ConfigurationError
 from schemas.specs import Spec
@@ -60,6 +61,17 @@ class Served:
         self.directory = NameCache(self.connector.load_directory if isinstance(self.connector, HasDirectory) else None)
         self.concurrency = min(concurrency_max, self.spec.concurrency_max)
         self.slots = Slots(self.concurrency)
+        self._shadow: Connector[Any, Any] | None = None
+
+    def rehearsing(self) -> Connector[Any, Any]:
+        """A new connector that calls through the same client and sends nothing that writes; close it after use."""
+        return rehearsing_connector(type(self.connector), self.settings, self._http or CallsNobody())
+
+    def shadow(self) -> Connector[Any, Any]:
+        """The one that rehearses all deliveries of shadow mode, so that what it remembers of the product is read once."""
+        if self._shadow is None:
+            self._shadow = self.rehearsing()
+        return self._shadow
 
     @property
     def spec(self) -> Spec:
@@ -79,6 +91,8 @@ class Served:
 
     async def close(self) -> None:
         """Release the connector and its connections."""
+        if self._shadow is not None:
+            await self._shadow.close()
         await self.connector.close()
         if self._http is not None:
             await self._http.close()
