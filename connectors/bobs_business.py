@@ -772,11 +772,18 @@ class BobsBusiness(Connector[Settings, Account]):
 
         The platform keeps the record of who was invited: a second call is answered `already_invited`.
         """
-        if self.settings.invite != "on_create" or not account.active or not account.external_id:
+        if self.settings.invite != "on_create" or not account.active:
             return False
-        if account_id in self._found_foreign or held.get("externalId") != account.external_id:
+        if not self._is_ours(account_id, held, account, ctx):
             return False
         return held.get("active") is False or ctx.ambiguous or ctx.attempt > 1
+
+    def _is_ours(self, account_id: str, held: Mapping[str, Any], account: Account, ctx: Delivery) -> bool:
+        """Made by us: the gateway remembers. Where a lost answer left that open, an account of ours carries our externalId."""
+        if ctx.created_by_us is not None:
+            return ctx.created_by_us
+        marked = bool(account.external_id) and held.get("externalId") == account.external_id
+        return marked and account_id not in self._found_foreign
 
     async def _invite(self, account_id: str, ctx: Delivery) -> None:
         path = self.settings.invitations_path

@@ -321,6 +321,7 @@ class Gateway:
     def __init__(self, connector: BobsBusiness) -> None:
         self.connector = connector
         self.account_id: str | None = None
+        self.created_by_us: bool | None = None
         self.ambiguous = False
         self.sent = 0
 
@@ -339,6 +340,7 @@ class Gateway:
                 change=Change.UPDATE,
                 document=msgspec.Raw(msgspec.json.encode(document)),
                 account_id=self.account_id,
+                created_by_us=self.created_by_us,
                 look=self.ambiguous,
                 identities=(f"userName:{document['userName'].casefold()}", f"externalId:{document['externalId']}"),
             ),
@@ -353,8 +355,11 @@ class Gateway:
         doubt = self.ambiguous or outcome.ambiguous or outcome.result is Result.FOUND
         self.ambiguous = doubt and outcome.result is not Result.APPLIED  # R9: cleared by a settle only
         self.account_id = outcome.account_id or self.account_id
+        if outcome.created:
+            self.created_by_us = True
         if outcome.result is Result.FOUND:
             self.account_id = outcome.sightings[0].account_id
+            self.created_by_us = None if outcome.looked else False
         return outcome
 
     async def settle(self, document: dict[str, Any]) -> Outcome:
@@ -764,6 +769,39 @@ async def test_an_adopted_user_is_not_invited(emulator: Any, api_key: Path, acti
         assert (await gateway.settle(a_document())).result is Result.APPLIED
         await gateway.settle(a_document(displayName="Changed"))
     assert invited(product) == 0
+
+
+async def test_an_adopted_user_is_not_invited_by_a_worker_that_knows_nothing_of_the_adoption(
+    emulator: Any, api_key: Path
+) -> None:
+    """4.3: never on adoption; the account carries our externalId by now, so only the gateway can say who made it."""
+    product, url = emulator
+    product.seed({"users": [{"userName": "anna@acme.example"}]})
+    async with connected(url, api_key, invite="on_create") as connector:
+        gateway = Gateway(connector)
+        assert (await gateway.settle(a_document())).result is Result.APPLIED
+    async with connected(url, api_key, invite="on_create") as connector:
+        gateway.connector = connector
+        await gateway.settle(a_document(active=False))
+        await gateway.settle(a_document(active=True))
+    (held,) = users(product)
+    assert (held["active"], held["externalId"]) == (True, a_document()["externalId"])
+    assert invited(product) == 0
+
+
+async def test_a_user_of_ours_is_invited_even_without_the_mark_of_ours(emulator: Any, api_key: Path) -> None:
+    """4.3: made by us while inactive, so never invited; another worker activates the account, without an externalId."""
+    product, url = emulator
+    async with connected(url, api_key, invite="on_create") as connector:
+        gateway = Gateway(connector)
+        await gateway.settle(a_document(active=False))
+        assert (gateway.created_by_us, invited(product)) == (True, 0)
+    async with connected(url, api_key, invite="on_create") as connector:
+        ctx = Delivery(created_by_us=True)
+        assert gateway.account_id is not None
+        unmarked = connector.normalize(User.from_document(a_document(externalId=None, active=True)), Names())
+        await connector.update(gateway.account_id, unmarked, ctx)
+    assert invited(product) == 1
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -363,12 +363,6 @@ class Names:
         return ()
 
 
-class Translating(Delivery):
-    """A delivery that knows the accounts of other resources; `resolve` is how a connector asks."""
-
-    resolve: Callable[[str], str | None] = lambda _: None
-
-
 def a_user(**document: Any) -> User:
     """A user as the vendor's table maps it."""
     return User.from_document(
@@ -612,22 +606,22 @@ async def test_a_deletion_is_not_done_when_the_synchronization_is_gone(emulator:
 # Managers -------------------------------------------------------------------------------------------------------------
 
 
-async def test_everything_else_is_applied_and_then_the_manager_is_waited_for(emulator: Any, access_key: Path) -> None:
-    """5.3, 5.5: the manager's id is the gateway's; not there yet: W, with the account's id, so that it is linked."""
+async def test_everything_else_is_applied_and_the_gateway_hears_of_the_manager_who_is_missing(
+    emulator: Any, access_key: Path
+) -> None:
+    """5.3, 5.5: the id is the gateway's; not there yet: all else is applied, and the delivery says who is missing."""
     product, url = emulator
     async with connected(url, access_key) as connector:
-        waiting = await refusal(connector.create(with_manager("gw-3"), Delivery()))
+        ctx = Delivery()
+        account_id = await connector.create(with_manager("gw-3"), ctx)
         (held,) = users(product)
-        assert (type(waiting), waiting.on, waiting.account_id) == (Blocked, "manager:gw-3", held["id"])
-        assert (waiting.attribute, waiting.observed_active) == (MANAGER, None)
-        assert held["department"] == "Účtárna"
-        waiting = await refusal(connector.update(held["id"], with_manager("gw-3", title="Head"), Delivery()))
-        assert waiting.on == "manager:gw-3"
-        assert users(product)[0]["job"] == "Head"
+        assert (account_id, ctx.unresolved) == (held["id"], ["gw-3"])
+        assert (held["department"], held["direct_superior"]) == ("Účtárna", None)
+        ctx = Delivery()
+        await connector.update(account_id, with_manager("gw-3", title="Head"), ctx)
+        assert (users(product)[0]["job"], ctx.unresolved) == ("Head", ["gw-3"])
         before = len(writes(product))
-        assert isinstance(
-            await refusal(connector.update(held["id"], with_manager("gw-3", title="Head"), Delivery())), Blocked
-        )
+        await connector.update(account_id, with_manager("gw-3", title="Head"), Delivery())
         assert len(writes(product)) == before, "waiting costs no writes"
 
 
@@ -635,7 +629,7 @@ async def test_a_manager_who_can_be_translated_is_set_and_can_be_removed(emulato
     """5.3: translated to Sofa's id; cleared when Entra says so, kept when it says nothing."""
     product, url = emulator
     boss = product.seed({"users": [{"user_name": "boss@firma.example"}]})["ids"][0]
-    ctx = Translating(resolve={"gw-3": boss}.get)
+    ctx = Delivery(accounts={"gw-3": boss})
     async with connected(url, access_key) as connector:
         account_id = await connector.create(with_manager("gw-3"), ctx)
         held = {user["id"]: user for user in users(product)}
@@ -652,11 +646,12 @@ async def test_a_manager_who_can_be_translated_is_set_and_can_be_removed(emulato
 async def test_a_manager_sofa_does_not_know_stops_nothing_else(emulator: Any, access_key: Path) -> None:
     """5.5, 5.6: 400 for an unknown manager: W; everything else is applied."""
     product, url = emulator
-    ctx = Translating(resolve=lambda _: "no-such-user")
+    ctx = Delivery(accounts={"gw-3": "no-such-user"})
     async with connected(url, access_key) as connector:
         waiting = await refusal(connector.create(with_manager("gw-3"), ctx))
         (held,) = users(product)
         assert (type(waiting), waiting.on, waiting.account_id) == (Blocked, "manager:gw-3", held["id"])
+        assert (waiting.attribute, waiting.observed_active, ctx.unresolved) == (MANAGER, None, [])
         waiting = await refusal(connector.update(held["id"], with_manager("gw-3", title="Head"), ctx))
         assert isinstance(waiting, Blocked)
         assert users(product)[0]["job"] == "Head"
