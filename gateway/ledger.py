@@ -128,7 +128,7 @@ class Ledger(Others, Protocol):
         """Live resources of a target."""
 
     def change_members(self, group: str, changes: Sequence[MemberChange]) -> bool:
-        """Change the wished members of a group, in order; whether that changed anything."""
+        """Change the wished members of a group, in order; whether it has other members afterwards than before."""
 
     def send_members(self, group: str, members: Sequence[str]) -> None:
         """These are on their way, in or out: uncertain until settled, and never forgotten before."""
@@ -136,8 +136,8 @@ class Ledger(Others, Protocol):
     def settle_members(self, group: str, add: Sequence[str], remove: Sequence[str], *, anew: bool) -> None:
         """These are in and out at the product now; `anew`: nobody else is in."""
 
-    def forget_member(self, resource: str) -> None:
-        """A resource is being deleted: it is a member of nothing any more."""
+    def forget_member(self, resource: str, now: float) -> None:
+        """A resource is being deleted: it is a member of nothing any more, and the groups it leaves were modified now."""
 
     def streams(self) -> dict[str, str]:
         """Known creation times of streams."""

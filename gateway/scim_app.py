@@ -20,13 +20,16 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from msgspec import Struct, field
 
-from gateway.auth import Authenticator, Buckets
+from gateway.auth import Authenticator
+from gateway.completions import Completions, preferred
 from gateway.discovery import Discovery
 from gateway.endpoints import Call, Everything, Groups, NoGroups, OtherSpellings, Reply, Resources, Users
 from gateway.entra_keys import KeySets
 from gateway.entra_tokens import EntraTokens
 from gateway.intake import Intake
 from gateway.keys import Keys
+from gateway.limits import Overload, Sources, refusal_rates, target_rates, too_many_for_target, too_many_refusals
+from gateway.listener import address_too_long, headers_too_large
 from gateway.messages import (
     MEDIA_TYPE,
     Limits,
@@ -49,6 +52,7 @@ REQUESTS_MAX = 2_000
 """Requests in work at once; the next are asked to come again."""
 STORE_RETRY_AFTER_S = 5
 BUSY_RETRY_AFTER_S = 1
+UNAUTHORIZED = 401
 
 _MEDIA_TYPE = MEDIA_TYPE.encode()
 _MEDIA_TYPES = frozenset(("", MEDIA_TYPE, "application/json"))
@@ -69,6 +73,8 @@ class ScimParts(Struct, kw_only=True):
     Args:
         targets: settings of the configured targets by name.
         spec_of: the connector's declaration of a target, None while no worker has announced one; it decides about groups.
+        trusted_proxies: addresses and networks whose forwarding headers are believed.
+        overload: says what is left out when there is too much to do.
         public_url: how Entra reaches this gateway, e.g. `https://provgate.example.com`; "" takes the Host of each request.
         ready: whether requests can be served (readiness probe).
         other_spellings: see `gateway/endpoints.py`.
@@ -85,6 +91,8 @@ class ScimParts(Struct, kw_only=True):
     targets: Callable[[], Mapping[str, TargetSettings]]
     spec_of: Callable[[str], Spec | None] = lambda target: None
     limits: LimitSettings = LimitSettings()
+    trusted_proxies: tuple[str, ...] = ()
+    overload: Overload = field(default_factory=Overload)
     public_url: str = ""
     ready: Callable[[], Awaitable[bool]] = _always_ready
     other_spellings: OtherSpellings | None = None
@@ -100,14 +108,15 @@ def limits_of(settings: LimitSettings) -> Limits:
     return Limits(
         body_bytes_max=settings.body_bytes_max,
         group_body_bytes_max=settings.group_body_bytes_max,
+        bulk_body_bytes_max=settings.bulk_body_bytes_max,
         headers_bytes_max=settings.header_bytes_max,
         url_bytes_max=settings.url_bytes_max,
         depth_max=settings.depth_max,
         keys_max=settings.keys_max,
         members_max=settings.members_max,
         operations_max=settings.operations_max,
-        string_bytes_max=settings.string_chars_max,
-        filter_bytes_max=settings.filter_chars_max,
+        string_bytes_max=settings.string_bytes_max,
+        filter_bytes_max=settings.filter_bytes_max,
         filter_depth_max=settings.filter_depth_max,
         filter_terms_max=settings.filter_terms_max,
         count_max=settings.count_max,
@@ -122,7 +131,7 @@ class ClientGone(Exception):
 class HttpCall:
     """One authenticated request; the `Call` of `gateway/endpoints.py`."""
 
-    __slots__ = ("_limits", "_receive", "_scope", "base", "query", "resource", "target")
+    __slots__ = ("_limits", "_receive", "_scope", "base", "patience", "query", "resource", "target")
 
     def __init__(self, scope: Scope, receive: Receive, limits: Limits, public_url: str) -> None:
         path = scope["path_params"]
@@ -132,6 +141,7 @@ class HttpCall:
         self.target: str = path["target"]
         self.resource: str = path.get("resource", "")
         self.query: bytes = scope["query_string"]
+        self.patience = preferred(self.header(b"prefer"))
         self.base = f"{public_url or _own_address(scope)}{PREFIX}/{self.target}"
 
     def header(self, name: bytes) -> str | None:
@@ -222,6 +232,7 @@ def scim_app(parts: ScimParts) -> ASGIApp:
         *_resource_routes("Groups", lambda target: groups if takes_groups(target) else no_groups, call_of),
         *_discovery_routes(discovery, call_of),
         _search_route(everything, call_of),
+        _event_route(Completions(parts.store), call_of),
         *_health_routes(parts.ready),
     ]
     inner = Litestar(
@@ -288,6 +299,16 @@ def _search_route(everything: Everything, call_of: CallOf) -> HTTPRouteHandler:
     return search_all
 
 
+def _event_route(completions: Completions, call_of: CallOf) -> HTTPRouteHandler:
+    """What became of a write that was not waited for (RFC 9967 section 2.5.1)."""
+
+    @get(f"{PREFIX}/{{target:str}}/Events/{{resource:str}}")
+    async def completion(request: Request[Any, Any, Any]) -> Sent:
+        return await _run(completions.get, call_of(request))
+
+    return completion
+
+
 def _discovery_routes(discovery: Discovery, call_of: CallOf) -> list[HTTPRouteHandler]:
     tenant = f"{PREFIX}/{{target:str}}"
 
@@ -347,7 +368,9 @@ class Sent:
         self._body = body
         self._headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
         if status not in (204, 304):
-            self._headers += ((b"content-type", media_type), (b"content-length", b"%d" % len(body)))
+            if body:
+                self._headers.append((b"content-type", media_type))
+            self._headers.append((b"content-length", b"%d" % len(body)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
@@ -396,15 +419,15 @@ def _methods(path: str) -> tuple[str, ...]:
 
 # ---- the edge
 
-_KINDS = frozenset(("Users", "Groups", "ServiceProviderConfig", "ResourceTypes", "Schemas"))
+_KINDS = frozenset(("Users", "Groups", "Bulk", "Events", "ServiceProviderConfig", "ResourceTypes", "Schemas"))
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
 class Edge:
     """The outermost ASGI application: bounds, authentication, errors, and one log line per request.
 
-    The order of questions matters: what costs nothing comes first, a caller's own rate is counted before its key is looked at,
-    and a target's rate only after, so that strangers cannot use up what belongs to Entra.
+    The order of questions matters: what costs nothing comes first, and a target's rate is only counted once the key was right, so
+    that strangers cannot use up what belongs to Entra.
     """
 
     def __init__(self, inner: ASGIApp, parts: ScimParts, limits: Limits) -> None:
@@ -416,13 +439,15 @@ class Edge:
         self._public_url = parts.public_url.rstrip("/")
         entra = EntraTokens(parts.key_sets, parts.now)
         tokens = AccessTokens(parts.keys, parts.now)
-        self._auth = Authenticator(parts.keys, entra, tokens, parts.targets, parts.refused)
+        self._sources = Sources(parts.trusted_proxies)
+        self._proxied = bool(parts.trusted_proxies)
+        self._refusals = refusal_rates(parts.limits, parts.clock)
+        self._auth = Authenticator(parts.keys, entra, tokens, parts.targets, parts.refused, self._refusals)
         self._token_endpoint = TokenEndpoint(
             parts.store, parts.keys, tokens, entra, parts.targets, parts.refused, parts.now
         )
-        self._per_source = Buckets(parts.limits.requests_per_s_per_source, parts.clock)
-        self._per_target = Buckets(parts.limits.requests_per_s_per_target, parts.clock)
-        self._in_work = 0
+        self._per_target = target_rates(parts.limits, parts.clock)
+        self._overload = parts.overload
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or pass the lifespan on."""
@@ -440,7 +465,7 @@ class Edge:
             await send(message)
 
         target = segments[1] if _is_token_endpoint(segments) else segments[2] if len(segments) > 2 else ""
-        self._in_work += 1
+        self._overload.requests += 1
         try:
             await self._serve(scope, receive, sending, segments, target)
         except ScimError as error:
@@ -457,7 +482,7 @@ class Edge:
         except Exception as error:
             await self._fail(status, scope, receive, sending, _unexpected(error, self._name(target)))
         finally:
-            self._in_work -= 1
+            self._overload.requests -= 1
             if segments[:1] != ["health"]:
                 self._note(scope["method"], segments, target, status, started)
 
@@ -465,16 +490,21 @@ class Edge:
         if segments[:1] == ["health"]:
             await self._inner(_as_get(scope), receive, send)
             return
-        if self._in_work > REQUESTS_MAX:
+        if self._overload.requests > REQUESTS_MAX:
             raise unavailable("Too many requests at once", BUSY_RETRY_AFTER_S)
         self._check_size(scope)
-        client = scope.get("client")
-        self._per_source.take(client[0] if client else "")
+        if self._proxied:
+            scope["scheme"] = self._sources.scheme(scope)
         if _is_token_endpoint(segments):
             await self._token(scope, receive, send, target)
             return
-        await self._auth.admit(target if segments[:2] == ["scim", "v2"] else "", scope["headers"])
-        self._per_target.take(target)
+        await self._auth.admit(
+            target if segments[:2] == ["scim", "v2"] else "", scope["headers"], lambda: self._sources.source(scope)
+        )
+        if not self._per_target.take(target):
+            raise too_many_for_target(self._per_target.rate_per_s)
+        if self._overload.step:
+            self._overload.check(scope["method"], segments, scope["query_string"], target, self._limits)
         await self._inner(_as_get(scope), receive, send)
 
     async def _token(self, scope: HTTPScope, receive: Receive, send: Send, target: str) -> None:
@@ -482,19 +512,19 @@ class Edge:
         call = HttpCall({**scope, "path_params": {"target": target}}, receive, self._limits, self._public_url)
         request = TokenRequest(scope["method"], scope["query_string"], scope["headers"], call.content)
         reply = await self._token_endpoint.answer(target, request)
+        if reply.status == UNAUTHORIZED and not self._refusals.take(self._sources.source(scope)):
+            raise too_many_refusals()
         await Sent(reply.status, reply.body, reply.headers, b"application/json")(scope, receive, send)
 
     def _check_size(self, scope: HTTPScope) -> None:
         url_bytes = len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"])
         if url_bytes > self._limits.url_bytes_max:
-            limit = self._limits.url_bytes_max
-            raise _closing(ScimError(414, f"The address is longer than the limit of {limit:,} bytes."))
+            raise _closing(address_too_long(self._limits.url_bytes_max))
         header_bytes = 0
         for name, value in scope["headers"]:
             header_bytes += len(name) + len(value)
         if header_bytes > self._limits.headers_bytes_max:
-            limit = self._limits.headers_bytes_max
-            raise _closing(ScimError(431, f"The headers are larger than the limit of {limit:,} bytes."))
+            raise _closing(headers_too_large(self._limits.headers_bytes_max))
 
     async def _fail(self, status: int, scope: Scope, receive: Receive, send: Send, error: ScimError) -> None:
         if status:

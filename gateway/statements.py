@@ -344,6 +344,7 @@ class Statements:
             .order_by(e.generation.desc())
             .limit(_p("limit", sa.Integer))
         )
+        clauses["event"] = sa.select(*heads).where(e.id == _p("id"))
         clauses["attempts_of"] = (
             sa.select(*(a[name] for name in AttemptRecord.__struct_fields__))
             .where(a.resource_id == _p("id"))

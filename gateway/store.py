@@ -903,12 +903,7 @@ class Reader:
         """The newest `limit` accepted generations and reports of one resource, oldest first."""
         events = []
         for columns in reversed(self._db.rows("events_of", id=resource, limit=_bounded(limit))):
-            values = dict(zip(EventRecord.__struct_fields__, columns, strict=True))
-            values["change"] = CHANGES[values["change"]]
-            values["deleted"] = bool(values["deleted"])
-            values["changed"] = to_texts(values["changed"])
-            values["identities"] = to_texts(values["identities"])
-            events.append(EventRecord(**values))
+            events.append(_event_record(columns))
         attempts = []
         for columns in reversed(self._db.rows("attempts_of", id=resource, limit=_bounded(limit))):
             values = dict(zip(AttemptRecord.__struct_fields__, columns, strict=True))
@@ -917,6 +912,11 @@ class Reader:
             values["remarks"] = _raw(values["remarks"], b"{}")
             attempts.append(AttemptRecord(**values))
         return events, attempts
+
+    def event(self, event_id: str) -> EventRecord | None:
+        """One accepted generation by the id of its event, of any target; None when it never was or is past its retention."""
+        found = self._db.rows("event", id=event_id)
+        return _event_record(found[0]) if found else None
 
     def event_document(self, resource: str, generation: int) -> bytes | None:
         """The complete document of one accepted generation; None when it never was or is past its retention."""
@@ -992,6 +992,15 @@ class Reader:
 
 def _bounded(limit: int) -> int:
     return min(max(limit, 0), LISTED_MAX)
+
+
+def _event_record(columns: tuple[Any, ...]) -> EventRecord:
+    values = dict(zip(EventRecord.__struct_fields__, columns, strict=True))
+    values["change"] = CHANGES[values["change"]]
+    values["deleted"] = bool(values["deleted"])
+    values["changed"] = to_texts(values["changed"])
+    values["identities"] = to_texts(values["identities"])
+    return EventRecord(**values)
 
 
 def _raw(text: str | None, otherwise: bytes) -> msgspec.Raw:
