@@ -105,6 +105,7 @@ _key = _group("key", "Access keys for Entra: make, list, revoke.")
 _client = _group("client", "Client secrets for Entra's OAuth client credentials: make, list, revoke.")
 _auth = _group("auth", "Refused sign-ins: list, and why one was refused.")
 _target = _group("target", "Targets: list, look at, pause, resume, probe.")
+_entra = _group("entra", "The emulated Entra: record what it sends, send a recording to another target.")
 
 
 # ---- status and live events
@@ -520,6 +521,71 @@ def worker(
     """Run a worker: it applies events to the products it serves."""
     # in place of this process: signals go to the worker itself, and nothing of the gateway stays in its memory
     os.execv(sys.executable, [sys.executable, "-m", "workers", "--config", str(_existing(config)), *target])  # noqa: S606
+
+
+# ---- the emulated Entra
+
+
+@_entra.command(
+    help_epilogue="Examples:\n"
+    "  provgate entra record cycle.jsonl --tenant-url http://127.0.0.1:8080/scim/v2/observe --token-file key\n"
+    "  provgate entra record cycle.jsonl --tenant-url ... --token-file key --mapping talkdesk --people 100 --dialect flag"
+)
+def record(
+    file: Annotated[Path, Parameter(help="JSON lines; must not exist. Holds the emulated people, and no credentials.")],
+    /,
+    *,
+    tenant_url: Annotated[str, Parameter(help="The target's SCIM address.")],
+    token_file: Annotated[Path, Parameter(help="File with the target's key, or with the client secret.")],
+    mapping: Annotated[str, Parameter(help="observe, telemessage or talkdesk.")] = "observe",
+    people: Annotated[int, Parameter(help="How many people the directory has.")] = 20,
+    groups: Annotated[int | None, Parameter(help="How many groups; two for observe, none for the others.")] = None,
+    dialect: Annotated[str, Parameter(help="Form of PATCH: legacy or flag.")] = "legacy",
+    changes: Annotated[bool, Parameter(help="After the initial cycle, cycles with every kind of change.")] = True,
+    seed: Annotated[int, Parameter(help="Decides who the people are.")] = 1,
+    token_endpoint: Annotated[str | None, Parameter(help="Sign in with OAuth client credentials there.")] = None,
+    client_id: Annotated[str, Parameter(help="Client identifier for the token endpoint.")] = "",
+    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Answer in JSON, for machines.")] = False,
+) -> int:
+    """Run provisioning cycles of the emulated Entra against a target, and record every request with its answer."""
+    if dialect not in ("legacy", "flag"):
+        raise Failure(f"--dialect {dialect}: must be legacy or flag", WRONG_USE)
+    return _started(
+        importlib.import_module("deploy.recordings").record(
+            file,
+            tenant_url=tenant_url,
+            token_file=token_file,
+            mapping=mapping,
+            people=people,
+            groups=groups,
+            dialect=dialect,
+            changes=changes,
+            seed=seed,
+            token_endpoint=token_endpoint,
+            client_id=client_id,
+            as_json=as_json,
+        )
+    )
+
+
+@_entra.command(
+    help_epilogue="Examples:\n"
+    "  provgate entra replay cycle.jsonl --tenant-url http://127.0.0.1:8080/scim/v2/observe-2 --token-file key\n"
+    "  provgate entra replay cycle.jsonl --tenant-url ... --token-file key --rate 25/s --json"
+)
+def replay(
+    file: Annotated[Path, Parameter(help="A recording, made by: provgate entra record")],
+    /,
+    *,
+    tenant_url: Annotated[str, Parameter(help="The SCIM address to send it to; best one that holds nothing yet.")],
+    token_file: Annotated[Path, Parameter(help="File with that target's key.")],
+    rate: Annotated[str | None, Parameter(help="At most so many requests a second, e.g. 25/s.")] = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Answer in JSON, for machines.")] = False,
+) -> int:
+    """Send a recording to another target and show where its answers differ, apart from ids, times and versions."""
+    per_s = _rate(rate)
+    run = importlib.import_module("deploy.recordings").replay_file
+    return _started(run(file, tenant_url=tenant_url, token_file=token_file, rate=per_s, as_json=as_json))
 
 
 def _existing(config: Path) -> Path:

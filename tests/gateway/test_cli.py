@@ -453,7 +453,9 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 0.4 * 2  # a machine under other load
 
 
-@pytest.mark.parametrize("command", ["status", "dead redrive", "user show", "key new", "target pause", "demo", "check"])
+@pytest.mark.parametrize(
+    "command", ["status", "dead redrive", "user show", "key new", "target pause", "demo", "check", "entra replay"]
+)
 def test_every_command_explains_itself_with_an_example(command: str) -> None:
     """Help names each option and shows how the command is typed."""
     ended = subprocess.run(
