@@ -1,0 +1,538 @@
+"""Who refers to whom: managers and members reach a product by its own ids, as soon as there are any."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from connectors.contract import Delivery
+from gateway.lifecycle import Row, dispatch, manager_of
+from gateway.store import Store
+from schemas.errors import Gone, Unavailable
+from schemas.events import ProvisioningEvent, decode_event, event_headers, made_traceparent, valid_traceparent
+from schemas.resources import ENTERPRISE_SCHEMA, User
+from schemas.states import State
+from tests.gateway.test_memberships import NOBODY, TARGET, Desk, HandBus, LossyShelf, taken
+from tests.gateway.test_store import location, postgres, postgres_url, store  # noqa: F401 - fixtures
+from tests.simulation.memory import Memory, MemoryLedger
+from workers.delivery import deliver
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+class ManagedShelf(LossyShelf):
+    """A product that keeps who leads whom, by its own ids, and tells what it was told about the account it writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.managers: dict[str, str | None] = {}
+        self.writes = 0
+        self.told: list[Delivery] = []
+
+    def _led(self, account_id: str, account: User, ctx: Delivery) -> None:
+        self.writes += 1
+        self.told.append(ctx)
+        manager = account.enterprise.manager
+        if manager is None:
+            self.managers[account_id] = None
+        elif isinstance(manager, msgspec.Struct) and isinstance(manager.value, str):
+            known = ctx.resolve(manager.value)
+            if known is not None:
+                self.managers[account_id] = known
+
+    async def create(self, account: User, ctx: Delivery) -> str:
+        account_id = await super().create(account, ctx)
+        self._led(account_id, account, ctx)
+        if self.losing == "create":
+            raise Unavailable("Shelf did not answer in time.", ambiguous=True)
+        return account_id
+
+    async def update(self, account_id: str, account: User, ctx: Delivery) -> None:
+        if account_id not in self.accounts:
+            raise Gone("There is no such account.")
+        await super().update(account_id, account, ctx)
+        self._led(account_id, account, ctx)
+
+
+class Office(Desk):
+    """The engine with a product that knows managers."""
+
+    shelf: ManagedShelf
+
+    def __init__(self, opened: Store) -> None:
+        super().__init__(opened)
+        self.shelf = ManagedShelf()
+
+    async def person(self, manager: str | None = None, **attributes: Any) -> str:
+        """A new user whose creation is on its way."""
+        name = f"user-{next(self._numbers):05}@contoso.example"
+        document = {"userName": name, **attributes, **(led_by(manager) if manager else {})}
+        return taken(await self.intake.create(TARGET, "user", document)).id
+
+    async def lead(self, user: str, manager: str | None, **trace: str) -> None:
+        """Another manager for a user, or none."""
+
+        def compute(base: dict[str, Any]) -> dict[str, Any]:
+            kept = {key: value for key, value in base.items() if key != ENTERPRISE_SCHEMA}
+            return {**kept, **(led_by(manager) if manager else {})}
+
+        taken(await self.intake.change(TARGET, "user", await self.row(user), compute, **trace))
+
+    async def leader(self, user: str) -> str | None:
+        """Who leads a user at the product, by account id."""
+        account_id = (await self.row(user)).account_id
+        assert account_id is not None
+        return self.shelf.managers.get(account_id)
+
+    async def account(self, user: str) -> str:
+        (account_id,) = await self.accounts(user)
+        return account_id
+
+    async def unlinked(self) -> str:
+        """A user whose account the product could not make yet."""
+        self.shelf.away = True
+        late = await self.person()
+        await self.work()
+        self.shelf.away = False
+        return late
+
+    async def events(self) -> list[ProvisioningEvent]:
+        """What is on its way now."""
+        await self.quiet()
+        return [decode_event(message.body) for message in self.bus.messages]
+
+
+def led_by(manager: str) -> dict[str, Any]:
+    return {ENTERPRISE_SCHEMA: {"manager": {"value": manager}}}
+
+
+@pytest.fixture
+async def office(store: Store) -> AsyncIterator[Office]:  # noqa: F811 - the fixture of that name
+    made = Office(store)
+    yield made
+    await made.quiet()
+
+
+# ---- managers
+
+
+async def test_a_manager_reaches_the_product_by_the_products_own_id(office: Office) -> None:
+    """vendors.md 5.3: Entra sends the id our gateway gave out; the event carries the account's, and nobody else's."""
+    boss, other = await office.users(2)
+    clerk = await office.person(manager=boss)
+
+    (event,) = await office.events()
+    assert event.accounts == {boss: await office.account(boss)}
+    await office.work()
+    assert await office.leader(clerk) == await office.account(boss)
+    assert (await office.row(clerk)).state is State.APPLIED
+
+    await office.lead(clerk, other)
+    await office.work()
+    assert await office.leader(clerk) == await office.account(other)
+
+
+async def test_a_user_does_not_wait_for_a_manager_without_an_account(office: Office) -> None:
+    """T12, vendors.md 5.5: applied at once without the manager, which status says; nothing is called meanwhile, and then once."""
+    boss = await office.unlinked()
+    clerk = await office.person(manager=boss, title="Clerk")
+    await office.work()
+
+    row = await office.row(clerk)
+    assert (row.state, row.blocked_on, row.settled_generation) == (State.BLOCKED, f"manager {boss}", row.generation)
+    assert row.reason is not None
+    assert (row.reason.code, row.reason.attribute) == ("manager_missing", f"{ENTERPRISE_SCHEMA}:manager")
+    assert office.shelf.accounts[await office.account(clerk)].title == "Clerk"
+
+    office.shelf.away = True
+    writes = office.shelf.writes
+    for _ in range(5):
+        await office.later(40)
+    row = await office.row(clerk)
+    assert (office.shelf.writes, row.state, row.fence) == (writes, State.BLOCKED, 1)
+
+    office.shelf.away = False
+    for _ in range(5):
+        await office.later(600)
+    row = await office.row(clerk)
+    assert await office.leader(clerk) == await office.account(boss)
+    assert (row.state, row.reason, row.blocked_on, row.unfinished, row.fence) == (State.APPLIED, None, None, False, 2)
+
+
+async def test_two_who_manage_each_other_both_get_there(office: Office) -> None:
+    """A circle of managers blocks nobody: neither waits for the other to be created."""
+    office.shelf.away = True
+    ada, eva = await office.person(), await office.person()
+    await office.work()
+    await office.lead(ada, eva)
+    await office.lead(eva, ada)
+    office.shelf.away = False
+    for _ in range(5):
+        await office.later(40)
+
+    assert await office.leader(ada) == await office.account(eva)
+    assert await office.leader(eva) == await office.account(ada)
+    assert {(await office.row(user)).state for user in (ada, eva)} == {State.APPLIED}
+
+
+async def test_who_leads_themselves_needs_two_deliveries(office: Office) -> None:
+    """The account is known only after it was made; then the row's own link counts, which no other transaction has seen yet."""
+    ada = await office.person()
+    await office.quiet()
+    await office.lead(ada, ada)
+    await office.work()
+
+    assert await office.leader(ada) == await office.account(ada)
+    assert (await office.row(ada)).state is State.APPLIED
+
+
+@pytest.mark.parametrize("end", ["deleted", "never there"])
+async def test_a_manager_who_will_never_come_is_not_waited_for(office: Office, end: str) -> None:
+    """No endless loop: a deleted manager ends the wait, an id that is nobody's never begins it; the history says so."""
+    boss = await office.unlinked() if end == "deleted" else NOBODY
+    clerk = await office.person(manager=boss)
+    await office.work()
+    if end == "deleted":
+        assert (await office.row(clerk)).state is State.BLOCKED
+        assert (await office.intake.delete(TARGET, "user", boss)).error is None
+        await office.later(2)
+
+    row = await office.row(clerk)
+    assert (row.state, row.reason, row.blocked_on, row.unfinished, row.fence) == (State.APPLIED, None, None, False, 1)
+    assert [
+        a.subject for a in await office.store.read(lambda reader: reader.audit(9)) if a.action == "issue.manager_gone"
+    ] == [clerk]
+    assert not office.bus.messages
+
+
+async def test_a_user_of_another_target_is_nobodys_manager_here(office: Office) -> None:
+    """I11: accounts of another target are neither shown nor waited for."""
+    stranger = Row(id="stranger", target="elsewhere", generation=1, event_id="e", account_id="theirs")
+    await office.store.run(lambda ledger: ledger.save(stranger))
+    clerk = await office.person(manager="stranger")
+
+    (event,) = await office.events()
+    assert event.accounts == {}
+    await office.work()
+    assert await office.leader(clerk) is None
+    assert (await office.row(clerk)).state is State.APPLIED
+
+
+async def test_a_manager_taken_away_while_waited_for_ends_the_wait(office: Office) -> None:
+    """A new wish is not held up, and what is not wished any more is not waited for."""
+    boss = await office.unlinked()
+    clerk = await office.person(manager=boss)
+    await office.work()
+
+    await office.lead(clerk, None)
+    await office.work()
+
+    row = await office.row(clerk)
+    assert (row.state, row.generation, row.settled_generation) == (State.APPLIED, 2, 2)
+
+
+async def test_a_product_without_managers_waits_for_none(store: Store) -> None:  # noqa: F811
+    """Only what a connector asks for can be missing: one that ignores managers never makes a user wait."""
+    desk = Desk(store)
+    desk.shelf.away = True
+    boss = await desk.user()
+    await desk.work()
+    desk.shelf.away = False
+    clerk = taken(await desk.intake.create(TARGET, "user", {"userName": "clerk@contoso.example", **led_by(boss)})).id
+    await desk.work()
+
+    assert (await desk.row(clerk)).state is State.APPLIED
+
+
+@pytest.mark.parametrize("kind", ["user", "group"])
+@pytest.mark.parametrize("how", ["refused for now", "lost on its way"])
+async def test_what_was_waited_for_is_not_forgotten_when_its_delivery_fails(
+    office: Office, kind: str, how: str
+) -> None:
+    """I6: the wish itself is settled, so the reference alone keeps the row going, through failures and losses."""
+    late = await office.unlinked()
+    waiting = await office.person(manager=late) if kind == "user" else await office.group(late)
+    await office.work()
+    assert (await office.row(waiting)).state is State.BLOCKED
+    for _ in range(9):  # until the late one is there and what waited for it is on its way
+        office.clock.time += 40
+        await office.dispatcher.sweep()
+        await office.quiet()
+        mine = [message for message in office.bus.messages if message.resource == waiting]
+        if mine:
+            break
+        await office.work()
+        if (await office.row(waiting)).state is State.APPLIED:
+            break
+    if not mine:
+        pytest.fail("the delivery under test was not seen")
+
+    office.bus.messages = mine if how == "refused for now" else []
+    office.shelf.away = True
+    await office.work()
+    office.shelf.away = False
+    for _ in range(9):
+        await office.later(60)
+
+    assert (await office.row(waiting)).state is State.APPLIED
+    if kind == "user":
+        assert await office.leader(waiting) == await office.account(late)
+    else:
+        assert await office.at_product(waiting) == {await office.account(late)}
+
+
+async def test_R5_the_same_fence_keeps_its_bytes_although_the_manager_was_linked_meanwhile(office: Office) -> None:
+    """R5: what is offered to the stream again is what was stored, not what would be true by now."""
+    boss = await office.unlinked()
+    office.bus.messages = []
+    clerk = await office.person(manager=boss)
+    (first,) = [message for message in await _sent(office.bus, office) if message.resource == clerk]
+
+    await office.store.run(lambda ledger: _linked(ledger, boss))
+    office.clock.time += 5
+    await office.dispatcher.sweep()
+    await office.quiet()
+
+    again = [message for message in office.bus.messages if message.resource == clerk]
+    assert {message.body for message in again} == {first.body}
+    assert decode_event(first.body).accounts == {}
+
+
+async def _sent(bus: HandBus, office: Office) -> list[Any]:
+    await office.quiet()
+    return list(bus.messages)
+
+
+def _linked(ledger: Any, resource: str) -> None:
+    row = ledger.row(resource)
+    row.account_id = "late"
+    ledger.save(row)
+
+
+class Counting(MemoryLedger):
+    """Counts how often another resource is asked for."""
+
+    asked = 0
+
+    def referred(self, row: Row, resource: str) -> Any:
+        self.asked += 1
+        return super().referred(row, resource)
+
+
+@pytest.mark.parametrize(("document", "asked"), [({"userName": "a"}, 0), ({"userName": "a", **led_by("r2")}, 1)])
+def test_a_user_without_a_manager_costs_no_question(document: dict[str, Any], asked: int) -> None:
+    """The path of most writes asks the store for nothing more than before."""
+    ledger = Counting(Memory())
+    row = Row(id="r1", target=TARGET, generation=1, event_id="e1", document=msgspec.json.encode(document))
+
+    dispatch(row, 1.0, ledger, "shelf")
+
+    assert (ledger.asked, row.state) == (asked, State.DELIVERING)
+
+
+@pytest.mark.parametrize(
+    ("document", "manager"),
+    [
+        ({"userName": "a"}, None),
+        ({"userName": "a", "title": '"manager"'}, None),
+        ({"userName": "a", ENTERPRISE_SCHEMA: {"manager": None}}, None),
+        ({"userName": "a", ENTERPRISE_SCHEMA: {"manager": {"displayName": "x"}}}, None),
+        ({"userName": "a", ENTERPRISE_SCHEMA: ["manager"]}, None),
+        ({"userName": "a", "manager": {"value": "r2"}}, None),
+        ({"userName": "a", **led_by("r2")}, "r2"),
+    ],
+)
+def test_the_manager_is_read_from_the_one_place_where_it_is_stored(
+    document: dict[str, Any], manager: str | None
+) -> None:
+    """RFC 7643 section 4.3: `manager` of the enterprise extension, an object with `value`; anything else is none."""
+    assert manager_of(msgspec.json.encode(document)) == manager
+
+
+# ---- members
+
+
+async def test_a_delivery_of_a_group_knows_the_accounts_of_its_members(office: Office) -> None:
+    """T12: those of this event's difference; whoever has no account is in neither."""
+    one, two = await office.users(2)
+    late = await office.unlinked()
+    group = await office.group(one, two, late)
+    (event,) = [event for event in await office.events() if event.resource == group]
+    ctx = Delivery()
+    outcome = await deliver(
+        event,
+        delivery=1,
+        connector=office.shelf,
+        directory=_NoNames(),
+        owned=_Ours(),
+        new_id=lambda: "x",
+        clock=office.clock.now,
+        ctx=ctx,
+    )
+
+    assert outcome is not None
+    assert ctx.accounts == {one: await office.account(one), two: await office.account(two)}
+    assert (ctx.resolve(one), ctx.resolve(late), ctx.unresolved) == (await office.account(one), None, [late])
+
+
+class _NoNames:
+    def names(self, kind: str) -> tuple[str, ...]:
+        return ()
+
+    async def refresh(self) -> bool:
+        return False
+
+
+class _Ours:
+    def check(self) -> None:
+        return None
+
+
+async def test_entra_waits_for_no_member_and_no_manager(office: Office) -> None:
+    """A wish that is settled but for a reference counts as confirmed: a second POST of it is 409, not joined."""
+    boss = await office.unlinked()
+    office.outcomes.awaited = lambda resource: True
+    office.intake.healthy = lambda target: True
+    office.intake.answer_wait_s = 5.0
+    name = "clerk@contoso.example"
+    office.dispatcher.spawn(_served(office))
+    answer = await office.intake.create(TARGET, "user", {"userName": name, **led_by(boss)})
+
+    assert (taken(answer).settled_generation, answer.applied) == (1, True)
+    second = await office.intake.create(TARGET, "user", {"userName": name, **led_by(boss)})
+    assert second.error is not None
+    assert second.error.status == 409
+
+
+async def _served(office: Office) -> None:
+    """A worker and a folder, until one outcome was folded."""
+    office.outcomes.on_settled = lambda row: office.intake.waiters.wake(row.id, row)
+    for _ in range(10_000):
+        if office.bus.messages:
+            message = office.bus.messages.pop()
+            await office.outcomes.fold(await office.delivered(message))
+            return
+        await asyncio.sleep(0)
+
+
+# ---- who made an account
+
+
+async def test_an_account_we_made_is_ours_and_one_we_found_is_not(office: Office) -> None:
+    """vendors.md 4.3: an invitation is for accounts made by us; the gateway remembers with the link."""
+    office.shelf.accounts["theirs"] = User(user_name="eva@contoso.example")
+    ours, found = (
+        await office.person(),
+        taken(await office.intake.create(TARGET, "user", {"userName": "eva@contoso.example"})).id,
+    )
+    await office.work()
+    assert ((await office.row(ours)).account_created, (await office.row(found)).account_created) == (True, False)
+
+    for user in (ours, found):
+        await office.lead(user, ours)
+    assert {event.resource: event.created_by_us for event in await office.events()} == {ours: True, found: False}
+    await office.work()
+    assert office.shelf.told[-1].created_by_us is not None
+    assert ((await office.row(ours)).account_created, (await office.row(found)).account_created) == (True, False)
+
+
+async def test_who_made_an_account_after_a_lost_answer_is_not_known(office: Office) -> None:
+    """R4: the account found after an ambiguous create may be ours or somebody else's; nothing is claimed."""
+    office.shelf.losing = "create"
+    user = await office.person()
+    await office.work()
+    office.shelf.losing = ""
+    for _ in range(4):
+        await office.later(30)
+
+    row = await office.row(user)
+    assert (row.state, row.account_id, row.account_created) == (State.APPLIED, "shelf-1", None)
+
+
+async def test_an_account_that_vanished_and_was_made_again_is_ours(office: Office) -> None:
+    """A6: the new account is a new link; so is what is remembered of it."""
+    office.shelf.accounts["theirs"] = User(user_name="eva@contoso.example")
+    user = taken(await office.intake.create(TARGET, "user", {"userName": "eva@contoso.example"})).id
+    await office.work()
+    assert (await office.row(user)).account_created is False
+
+    del office.shelf.accounts["theirs"]
+    await office.lead(user, user)
+    await office.work()
+    row = await office.row(user)
+    assert (row.account_id, row.account_created) == ("shelf-1", True)
+
+
+async def test_a_deleted_account_is_nobodys(office: Office) -> None:
+    """With the link goes what was known of it."""
+    (user,) = await office.users(1)
+    assert (await office.row(user)).account_created is True
+    assert (await office.intake.delete(TARGET, "user", user)).error is None
+    await office.work()
+    row = await office.row(user)
+    assert (row.state, row.account_id, row.account_created) == (State.GONE, None, None)
+
+
+# ---- old events, traces
+
+
+def test_an_event_of_an_older_version_reads_as_one_that_says_nothing() -> None:
+    """reliability section 5: old event versions stay readable, with what they did not know left open."""
+    event = decode_event(
+        b'{"id":"01J","target":"t","connector":"c","kind":"user","resource":"r1","generation":1,"fence":1,'
+        b'"change":"create","document":{"userName":"a"},"identities":["userName:a"]}'
+    )
+    assert (event.accounts, event.created_by_us, event.traceparent) == ({}, None, "")
+    assert "ce-traceparent" not in event_headers(event, recorded_at=1.0, act_before=2.0)
+
+
+async def test_a_requests_trace_goes_with_its_event_and_every_delivery_of_it(office: Office) -> None:
+    """reliability section 5: ce-traceparent; W3C Trace Context section 3.2."""
+    (user,) = await office.users(1)
+    await office.lead(user, user, traceparent=TRACE)
+    (event,) = await office.events()
+    headers = event_headers(event, recorded_at=1.0, act_before=2.0)
+    assert (event.traceparent, headers["ce-traceparent"]) == (TRACE, TRACE)
+    office.shelf.away = True
+    await office.work()
+    office.shelf.away = False
+    await office.later(30)
+    assert office.shelf.told[-1].traceparent == TRACE
+
+    await office.lead(user, None)
+    (event,) = await office.events()
+    assert event.traceparent == made_traceparent(event.id) != TRACE
+    assert valid_traceparent(event.traceparent) == event.traceparent
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        (None, None),
+        ("", None),
+        (TRACE, TRACE),
+        (f" {TRACE} ", TRACE),
+        (TRACE.upper(), None),
+        (TRACE.replace("00-4", "ff-4"), None),
+        (TRACE + "-more", None),
+        (TRACE.replace("00-4", "01-4") + "-more", TRACE),
+        (TRACE.replace("4bf92f3577b34da6a3ce929d0e0e4736", "0" * 32), None),
+        (TRACE.replace("00f067aa0ba902b7", "0" * 16), None),
+        (TRACE + "\r\nX: y", None),
+        (f"{TRACE},{TRACE}", None),
+    ],
+)
+def test_only_a_valid_trace_context_is_passed_on(sent: str | None, kept: str | None) -> None:
+    """W3C Trace Context sections 3.2.2 and 4.3: invalid means a new trace; a later version is read as far as it is known."""
+    assert valid_traceparent(sent) == kept
+
+
+def test_every_wish_without_a_trace_has_one_of_its_own() -> None:
+    """Equal for every delivery of one wish, different for every other one."""
+    made = {made_traceparent(f"01J{n}") for n in range(200)}
+    assert len(made) == 200
+    assert made == {valid_traceparent(one) for one in made}
