@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from connectors import registry
+from schemas.config import Secret
 from schemas.specs import Attribute, Spec
 
 BEGIN = "<!-- printed by python -m connectors.docs; do not edit below -->"
@@ -65,9 +66,11 @@ def _section(name: str) -> str:
         lines += [f"Groups: {spec.groups_step}", ""]
     if spec.pitfalls:
         lines += ["Known pitfalls:", "", *(f"- {pitfall}" for pitfall in spec.pitfalls), ""]
-    fields = msgspec.structs.fields(connector.settings_type)
-    if fields:
-        lines += ["| setting | default | meaning |", "|---|---|---|", *(_setting(field) for field in fields), ""]
+    rows = _settings(connector.settings_type)
+    if rows:
+        lines += ["| setting | default | meaning |", "|---|---|---|", *rows, ""]
+    if connector.example:
+        lines += ["Example:", "", "```toml", connector.example.strip(), "```", ""]
     return "\n".join(lines)
 
 
@@ -94,14 +97,40 @@ def _attribute(attribute: Attribute) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _setting(field: Any) -> str:
+def _settings(type_: type[msgspec.Struct], at: str = "") -> list[str]:
+    """A row for every setting, and for those of the tables inside it."""
+    rows = []
+    for field in msgspec.structs.fields(type_):
+        rows.append(_setting(field, at))
+        inner, place = _inner(field.type)
+        if inner is not None:
+            rows += _settings(inner, f"{at}{field.encode_name}{place}.")
+    return rows
+
+
+def _inner(type_: Any) -> tuple[type[msgspec.Struct] | None, str]:
+    """The struct of a table inside the settings, and how its place is written: `x.`, `x.NAME.` or `x[].`."""
+    if typing.get_origin(type_) is Annotated:
+        return _inner(typing.get_args(type_)[0])
+    arguments = typing.get_args(type_)
+    if isinstance(type_, type) and issubclass(type_, msgspec.Struct) and type_ is not Secret:
+        return type_, ""
+    if typing.get_origin(type_) is dict:
+        return _inner(arguments[1])[0], ".NAME"
+    if typing.get_origin(type_) is tuple:
+        return _inner(arguments[0])[0], "[]"
+    found = [_inner(part) for part in arguments if part is not type(None)] if arguments else []
+    return found[0] if len(found) == 1 else (None, "")
+
+
+def _setting(field: Any, at: str) -> str:
     meaning = ""
     if typing.get_origin(field.type) is Annotated:
         meaning = next(
             (extra.description or "" for extra in typing.get_args(field.type)[1:] if isinstance(extra, Meta)), ""
         )
     default = "required" if field.required else f"`{_default(field)}`"
-    return f"| `{field.encode_name}` | {default} | {meaning} |"
+    return f"| `{at}{field.encode_name}` | {default} | {meaning} |".replace("\n", " ")
 
 
 def _default(field: Any) -> str:

@@ -135,6 +135,7 @@ class ScimClient:
         product: name for messages.
         prefix: path of the product's SCIM root below the client's base URL.
         media_type: of request bodies.
+        page_size: how many resources are asked for at once.
     """
 
     def __init__(
@@ -144,11 +145,13 @@ class ScimClient:
         product: str,
         prefix: str = "",
         media_type: str = MEDIA_TYPE,
+        page_size: int = LIST_PAGE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._http = http
         self._product = product
         self._prefix = prefix
+        self._page_size = page_size
         self._headers = {"Content-Type": media_type, "Accept": f"{MEDIA_TYPE}, application/json"}
         self._clock = clock
         self._features: dict[str, Any] = {}
@@ -174,17 +177,45 @@ class ScimClient:
         self, ctx: Delivery | None, *, kind: str = "Users", start: int = 1, query: Mapping[str, str] | None = None
     ) -> tuple[list[dict[str, Any]], int]:
         """One page of a list and the total; `start` counts from 1 (RFC 7644 section 3.4.2.4)."""
-        paging = {} if query else {"startIndex": str(start), "count": str(LIST_PAGE)}
-        path = self.path(f"/{kind}")
-        answer = await self._http.request(
-            "GET", path, ctx=ctx, query={**paging, **(query or {})}, headers=self._reading
-        )
-        body = self._object(answer, "GET", path)
-        entries = body.get("Resources", [])
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise Unavailable(f"{self._product} answered GET {path} with a list of something else", code="malformed")
+        paging = {} if query is not None else {"startIndex": str(start), "count": str(self._page_size)}
+        entries, body = await self._listed(ctx, kind, {**paging, **(query or {})})
         total = body.get("totalResults", len(entries))
         return entries, total if isinstance(total, int) else len(entries)
+
+    async def cursor_page(
+        self, ctx: Delivery | None, *, kind: str = "Users", cursor: str = ""
+    ) -> tuple[list[dict[str, Any]], str]:
+        """One page by cursor and the next cursor, "" at the end (RFC 9865 section 2)."""
+        entries, body = await self._listed(ctx, kind, {"cursor": cursor, "count": str(self._page_size)})
+        following = body.get("nextCursor")
+        return entries, following if isinstance(following, str) else ""
+
+    async def _listed(
+        self, ctx: Delivery | None, kind: str, query: Mapping[str, str]
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        path = self.path(f"/{kind}")
+        answer = await self._http.request("GET", path, ctx=ctx, query=query, headers=self._reading)
+        body = self._object(answer, "GET", path)
+        entries = body.get("Resources") or []
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise Unavailable(f"{self._product} answered GET {path} with a list of something else", code="malformed")
+        return entries, body
+
+    async def listed(self, cursor: str | None, *, kind: str = "Users") -> tuple[list[dict[str, Any]], str | None]:
+        """One page of everything, and the start of the next one; None at the end.
+
+        Raises:
+            Unavailable: an empty page before the end that `totalResults` names; the list is not whole.
+        """
+        start = int(cursor) if cursor else 1
+        found, total = await self.page(None, kind=kind, start=start)
+        following = start + len(found)
+        if not found and following <= total:
+            raise Unavailable(
+                f"{self._product} lists {total} of {kind} and shows nothing from number {start} on",
+                code="incomplete_list",
+            )
+        return found, str(following) if following <= total else None
 
     async def read(self, account_id: str, ctx: Delivery | None, *, kind: str = "Users") -> dict[str, Any]:
         """One resource. Raises Gone when it is not there."""
@@ -209,15 +240,16 @@ class ScimClient:
         *,
         kind: str = "Users",
         expect: Sequence[int] = (),
+        version: str = "",
     ) -> VendorResponse:
-        """PUT a complete resource; the same twice is the same once."""
+        """PUT a complete resource; the same twice is the same once. With a version only if that is still the held one."""
         return await self._http.request(
             "PUT",
             self.path(f"/{kind}/{{id}}"),
             ctx=ctx,
             parts={"id": account_id},
             json=resource,
-            headers=self._headers,
+            headers=self._headers | ({"If-Match": version} if version else {}),
             expect=expect,
             idempotent=True,
         )
@@ -230,15 +262,16 @@ class ScimClient:
         *,
         kind: str = "Users",
         expect: Sequence[int] = (),
+        version: str = "",
     ) -> VendorResponse:
-        """PATCH with the operations as given (RFC 7644 section 3.5.2)."""
+        """PATCH with the operations as given (RFC 7644 section 3.5.2). With a version only if that is still the held one."""
         return await self._http.request(
             "PATCH",
             self.path(f"/{kind}/{{id}}"),
             ctx=ctx,
             parts={"id": account_id},
             json={"schemas": [PATCH_SCHEMA], "Operations": list(operations)},
-            headers=self._headers,
+            headers=self._headers | ({"If-Match": version} if version else {}),
             expect=expect,
         )
 
@@ -302,3 +335,13 @@ class ScimClient:
 def as_text(value: str | UnsetType | None) -> str | None:
     """Trimmed text; None when unset or null."""
     return value.strip() if isinstance(value, str) else None
+
+
+def held_text(value: Any) -> str | None:
+    """A text a product holds, trimmed; None for what is empty, which is the same as absent."""
+    return (value.strip() or None) if isinstance(value, str) else None
+
+
+def spoken_of(values: Mapping[str, str | UnsetType | None]) -> dict[str, str | None]:
+    """Wished texts in the form of `held_text`, without those nobody speaks of."""
+    return {path: held_text(value) for path, value in values.items() if value is not UNSET}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from connectors import docs, registry
+from schemas.config import parse
 
 
 def test_the_page_is_what_the_specs_print_now() -> None:
@@ -23,6 +24,22 @@ def test_every_shipped_connector_has_a_section_with_its_attributes(name: str) ->
     assert section
     for attribute in spec.attributes:
         assert f"`{attribute.path}`" in section
+
+
+@pytest.mark.parametrize("name", sorted(name for name in registry.SHIPPED if registry.load(name).example))
+def test_an_example_is_a_target_that_can_be_configured_as_it_stands(name: str) -> None:
+    """What the page shows is read by the same code as an operator's file; nobody copies a mistake."""
+    connector = registry.load(name)
+    (target,) = parse(connector.example).targets.values()
+    problems: list[str] = []
+
+    settings = registry.decode_settings(target.connector, target.settings, "settings", problems)
+
+    assert problems == []
+    assert target.connector == name
+    assert connector.endpoint(settings) is not None
+    assert connector.spec_for(settings).attributes
+    assert connector.example.strip() in docs.printed()
 
 
 def test_a_page_without_its_markers_is_refused() -> None:

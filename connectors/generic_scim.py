@@ -1,0 +1,1036 @@
+"""SCIM: any product that speaks SCIM 2.0 itself, described by its target's settings; no code per product.
+
+What products differ in is a dialect option: PATCH or PUT, whether filters work, how paths and booleans are written, which
+attributes are taken, how lists are paged, whether versions are checked, and what a deletion comes to (RFC 7643, RFC 7644,
+RFC 9865). What the product says of itself in its ServiceProviderConfig is compared with these options by `check`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct
+
+from connectors.contract import (
+    Connector,
+    Delivery,
+    Directory,
+    Endpoint,
+    Finding,
+    Found,
+    Identity,
+    VendorHttp,
+    VendorResponse,
+)
+from connectors.declared import (
+    FIELDS_MAX,
+    TITLE_CHARS_MAX,
+    CallRate,
+    ScimPath,
+    SignIn,
+    address_mistakes,
+    did_you_mean,
+    path_problem,
+    read,
+    taken_apart,
+)
+from connectors.http import error_of
+from connectors.scim import ScimClient, checked_id, ignored_paths, literal, texts
+from schemas.config import Mistakes
+from schemas.errors import Blocked, Conflict, Gone, Misconfigured, NormalizationError, Rejected, Unavailable
+from schemas.events import identity, split_identity
+from schemas.resources import ENTERPRISE_SCHEMA, GROUP_SCHEMA, USER_SCHEMA, Group, User, text
+from schemas.specs import Attribute, Spec
+
+TITLE = "SCIM product"
+PAGES_MAX = 1_000
+"""Pages of one list; a product with more accounts than they hold needs filters, or larger pages."""
+CONCURRENCY = 8
+DEFAULT_ATTRIBUTES = (
+    "userName",
+    "externalId",
+    "active",
+    "displayName",
+    "title",
+    "preferredLanguage",
+    "name.givenName",
+    "name.familyName",
+    "name.formatted",
+    'emails[type eq "work"].value',
+    'phoneNumbers[type eq "work"].value',
+    'phoneNumbers[type eq "mobile"].value',
+    'phoneNumbers[type eq "fax"].value',
+    'addresses[type eq "work"].formatted',
+    'addresses[type eq "work"].streetAddress',
+    'addresses[type eq "work"].locality',
+    'addresses[type eq "work"].region',
+    'addresses[type eq "work"].postalCode',
+    'addresses[type eq "work"].country',
+    f"{ENTERPRISE_SCHEMA}:employeeNumber",
+    f"{ENTERPRISE_SCHEMA}:department",
+)
+"""Entra's default mapping without the manager, whose value is an id of this gateway."""
+
+Constant = str | bool | int
+_KIND_PATH = re.compile(r"/[A-Za-z0-9_.-]{1,60}")
+_NO_PATCH = (405, 501)
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """One product that speaks SCIM, and its dialect."""
+
+    base_url: Annotated[str, Meta(description="the product's SCIM root (what it calls Tenant URL or SCIM endpoint)")]
+    auth: Annotated[SignIn, Meta(description="how calls are signed")]
+    title: Annotated[
+        str, Meta(min_length=1, max_length=TITLE_CHARS_MAX, description="the product's name in messages")
+    ] = TITLE
+    rate_limit: Annotated[CallRate | None, Meta(description="the product's limit, shared by all workers")] = None
+    concurrency_max: Annotated[int, Meta(ge=1, le=64, description="calls at once per worker")] = CONCURRENCY
+    attributes: Annotated[
+        tuple[str, ...], Meta(max_length=FIELDS_MAX, description="SCIM paths that are sent; all others are ignored")
+    ] = DEFAULT_ATTRIBUTES
+    add: Annotated[
+        tuple[str, ...], Meta(max_length=FIELDS_MAX, description="further paths, e.g. of the product's own extension")
+    ] = ()
+    omit: Annotated[
+        tuple[str, ...], Meta(max_length=FIELDS_MAX, description="paths of attributes the product refuses")
+    ] = ()
+    rename: Annotated[dict[str, str], Meta(description="SCIM path -> the path the product wants it under")] = {}
+    constants: Annotated[dict[str, Constant], Meta(description="the product's path -> value for every user")] = {}
+    required: Annotated[tuple[str, ...], Meta(description="paths without which no user is sent")] = ()
+    user_name: Annotated[str, Meta(description="the SCIM path whose value becomes the product's userName")] = "userName"
+    match: Annotated[
+        tuple[Literal["userName", "externalId"], ...],
+        Meta(min_length=1, max_length=2, description="by what existing accounts are found"),
+    ] = ("userName",)
+    foreign: Annotated[
+        Literal["refuse", "adopt"], Meta(description="an account found that carries another externalId")
+    ] = "refuse"
+    booleans: Annotated[Literal["json", "text"], Meta(description='true, or the text "True"')] = "json"
+    update: Annotated[
+        Literal["auto", "patch", "put"], Meta(description="auto asks the product's ServiceProviderConfig")
+    ] = "auto"
+    path_style: Annotated[
+        Literal["path", "value"], Meta(description="PATCH: one operation per path, or one without path")
+    ] = "path"
+    multi_valued: Annotated[
+        Literal["filtered", "whole"], Meta(description='PATCH: emails[type eq "work"], or the whole list')
+    ] = "filtered"
+    filter: Annotated[
+        Literal["server", "scan"], Meta(description="scan reads all users for every look-up: small products only")
+    ] = "server"
+    paging: Annotated[
+        Literal["index", "cursor", "none"], Meta(description="startIndex, cursor (RFC 9865), or one answer")
+    ] = "index"
+    page_size: Annotated[int, Meta(ge=1, le=1_000, description="resources on one page")] = 100
+    etag: Annotated[bool, Meta(description="write only on the version that was read (If-Match)")] = False
+    groups: Annotated[bool, Meta(description="the product takes groups")] = True
+    members_per_call: Annotated[int, Meta(ge=1, le=1_000, description="members that come or go in one call")] = 100
+    on_delete: Annotated[Literal["delete", "deactivate"], Meta(description="what a SCIM DELETE does there")] = "delete"
+    media_type: Annotated[
+        Literal["application/scim+json", "application/json"], Meta(description="of request bodies")
+    ] = "application/scim+json"
+    users_path: Annotated[str, Meta(description="users below base_url")] = "/Users"
+    groups_path: Annotated[str, Meta(description="groups below base_url")] = "/Groups"
+    allow_loopback: bool = False
+
+    def __post_init__(self) -> None:
+        found = address_mistakes(self.base_url, self.auth, allow_loopback=self.allow_loopback)
+        supplied = self.supplied()
+        for name in ("attributes", "add", "omit", "required"):
+            found += _bad_paths(name, getattr(self, name))
+        found += [
+            ("omit", f"{path} is not sent anyway{did_you_mean(path, (*self.attributes, *self.add))}")
+            for path in self.omit
+            if not path_problem(path) and path not in (*self.attributes, *self.add)
+        ]
+        found += [
+            ("required", f"{path} is not among the attributes that are sent{did_you_mean(path, supplied)}")
+            for path in self.required
+            if not path_problem(path) and path not in supplied
+        ]
+        for path, there in self.rename.items():
+            if path not in supplied:
+                found.append(
+                    (f"rename.{path}", f"is not among the attributes that are sent{did_you_mean(path, supplied)}")
+                )
+            if taken_apart(there) is None:
+                found.append((f"rename.{path}", "must lead to an attribute such as nickName or urn:…:User:name"))
+        found += [
+            (f"constants.{path}", "is not an attribute such as userType or urn:…:User:name")
+            for path in self.constants
+            if taken_apart(path) is None
+        ]
+        seen: dict[str, str] = dict.fromkeys(self.constants, "constants")
+        for path in supplied:
+            there = self.there(path)
+            if there in seen:
+                found.append(("rename", f"{path} and {seen[there]} both lead to {there}"))
+            seen[there] = path
+        found += [("user_name", problem) for problem in [path_problem(self.user_name)] if problem]
+        if "userName" in self.omit:
+            found.append(("omit", "userName is what accounts are known by"))
+        if "externalId" in self.match and "externalId" not in supplied:
+            found.append(("match", "externalId is not among the attributes that are sent"))
+        for name in ("users_path", "groups_path"):
+            if _KIND_PATH.fullmatch(getattr(self, name)) is None:
+                found.append((name, "must be one part such as /Users"))
+        if found:
+            raise Mistakes(found)
+
+    def supplied(self) -> tuple[str, ...]:
+        """The SCIM paths that are sent, userName always."""
+        named = dict.fromkeys(("userName", *self.attributes, *self.add))
+        return tuple(path for path in named if path not in self.omit)
+
+    def there(self, path: str) -> str:
+        """The path the product wants an attribute under."""
+        return self.rename.get(path, path)
+
+
+class Account(Struct, frozen=True, kw_only=True):
+    """What the product shall hold.
+
+    Args:
+        user_name: its name there.
+        values: the product's path -> value; None where Entra cleared it. What nobody mentioned is not among them.
+        active: what `active` means for a new account.
+    """
+
+    user_name: str
+    values: dict[str, Any]
+    active: bool
+    external_id: str = ""
+
+
+class GenericScim(Connector[Settings, Account]):
+    """Users and groups of any product that speaks SCIM."""
+
+    spec = Spec(
+        name="scim",
+        title=TITLE,
+        resources=("User", "Group"),
+        attributes=tuple(
+            Attribute(
+                path,
+                path,
+                required=path == "userName",
+                type="boolean" if path == "active" else "string",
+                note="another source with user_name" if path == "userName" else "",
+            )
+            for path in DEFAULT_ATTRIBUTES
+        ),
+        concurrency_max=CONCURRENCY,
+        capabilities=("groups", "list_accounts"),
+        pitfalls=(
+            "The table shows the default; attributes, add, omit and rename say what a target really sends; /Schemas shows it.",
+            "manager is never sent: its value is an id of this gateway, which the product does not know.",
+            'filter = "scan" reads all users for every look-up; use it only where the product\'s filters do not work.',
+            "Where user_name is not a plain attribute, add externalId to match: accounts of earlier names are found by it.",
+            "Run provgate check after every change: it compares these settings with what the product says of itself.",
+        ),
+    )
+    settings_type = Settings
+    example: ClassVar[str] = """[targets.helpdesk]
+connector = "scim"
+title = "Helpdesk"
+
+[targets.helpdesk.settings]
+title = "Helpdesk"
+base_url = "https://helpdesk.example.com/scim/v2"
+auth = { way = "bearer", token = { env = "HELPDESK_TOKEN" } }
+rate_limit = { calls = 10, per_s = 1.0 }
+add = ["urn:example:params:scim:schemas:extension:helpdesk:2.0:User:queue"]
+omit = ['phoneNumbers[type eq "fax"].value', "preferredLanguage"]
+required = ["name.familyName"]
+rename = { displayName = "nickName" }
+constants = { userType = "Employee" }
+match = ["externalId", "userName"]
+update = "patch"
+on_delete = "deactivate"
+"""
+
+    @classmethod
+    def spec_for(cls, settings: Settings) -> Spec:
+        """Title, limit, attributes and groups as the settings say."""
+        needed = {"userName", settings.user_name, *settings.required}
+        attributes = tuple(
+            Attribute(
+                path,
+                settings.there(path),
+                required=path in needed,
+                type="boolean" if path == "active" else "string",
+                multi_valued=path == "roles",
+            )
+            for path in dict.fromkeys((*settings.supplied(), settings.user_name))
+        )
+        return msgspec.structs.replace(
+            cls.spec,
+            title=settings.title,
+            resources=("User", "Group") if settings.groups else ("User",),
+            groups_step=""
+            if settings.groups
+            else f"{settings.title} takes no groups here: switch group provisioning off in Entra (group mapping Disabled).",
+            attributes=attributes,
+            identity=_identity_paths(settings),
+            rate_limit=settings.rate_limit.limit() if settings.rate_limit is not None else None,
+            concurrency_max=settings.concurrency_max,
+            on_delete=settings.on_delete,
+            capabilities=(*(("groups",) if settings.groups else ()), "list_accounts"),
+        )
+
+    @classmethod
+    def endpoint(cls, settings: Settings) -> Endpoint | None:
+        """The SCIM root."""
+        return Endpoint(base_url=settings.base_url, auth=settings.auth.auth(), allow_loopback=settings.allow_loopback)
+
+    def __init__(self, settings: Settings, http: VendorHttp) -> None:
+        super().__init__(settings, http)
+        self.title = settings.title
+        self.scim = ScimClient(
+            http, product=settings.title, media_type=settings.media_type, page_size=settings.page_size
+        )
+        self._spec = self.spec_for(settings)
+        self._users = settings.users_path.strip("/")
+        self._groups = settings.groups_path.strip("/")
+        self._cannot_patch = False
+
+    # Users ------------------------------------------------------------------------------------------------------------
+
+    def normalize(self, user: User, directory: Directory) -> Account:
+        """Every attribute that is sent, under the product's path. Raises NormalizationError `missing` or `bad_value`."""
+        settings = self.settings
+        values: dict[str, Any] = {}
+        for path in settings.supplied():
+            value = _plain(path, read(user, path))
+            if value is not UNSET:
+                values[settings.there(path)] = value
+        user_name = _plain(settings.user_name, read(user, settings.user_name))
+        if not isinstance(user_name, str) or not user_name:
+            raise _missing(settings.user_name, self.title)
+        values[settings.there("userName")] = user_name
+        for path in settings.required:
+            if values.get(settings.there(path)) in (None, [], ""):
+                raise _missing(path, self.title)
+        values.update(settings.constants)
+        if user.active is UNSET and settings.on_delete == "deactivate" and "active" in settings.supplied():
+            values[settings.there("active")] = True  # an account that a deletion switched off is wished again
+        if not user.is_active and "active" not in settings.supplied():
+            raise NormalizationError(
+                f"{self.title} is never told active here (omit), so this user cannot be switched off. Take active out of omit.",
+                code="cannot_deactivate",
+                attribute="active",
+            )
+        external_id = text(user.external_id).strip() if "externalId" in settings.supplied() else ""
+        return Account(user_name=user_name, values=values, active=user.is_active, external_id=external_id)
+
+    def account_keys(self, account: Account) -> tuple[str, ...]:
+        """The name it has there."""
+        return (account.user_name,)
+
+    def ignored(self, user: User) -> tuple[str, ...]:
+        """Everything that is not among the attributes of the settings."""
+        return ignored_paths(user, self._spec)
+
+    async def check(self) -> list[Finding]:
+        """Address, credentials, and the options compared with what the product says of itself. Writes nothing."""
+        features = await self.scim.features(None)
+        first = [held async for held in self._all(self._users, None, pages_max=1)]
+        findings = [
+            Finding(
+                level="ok",
+                code="reachable",
+                message=f"{self.title} accepts the credentials; {len(first)} users are on the first page.",
+            )
+        ]
+        findings += _feature_findings(self.settings, features)
+        findings += await self._resource_findings()
+        name = self.settings.there("userName")
+        if first and all(_held(one, name) in (None, "") for one in first):
+            findings.append(
+                Finding(
+                    level="error",
+                    code="no_user_name",
+                    message=f"No user of {self.title} shows {name}; accounts could never be found. Correct rename.",
+                )
+            )
+        return findings
+
+    async def find(self, account: Account | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
+        """By userName and, where `match` says so, externalId. An identity of another kind matches nothing (0.2)."""
+        asked: dict[tuple[str, str], tuple[str, Identity]] = {}
+        settings = self.settings
+        if account is not None:  # in Entra's spelling; identities are folded
+            first = identities[0] if identities else identity("userName", account.user_name)
+            if "externalId" in settings.match and account.external_id:
+                asked["externalId", account.external_id.casefold()] = (account.external_id, first)
+            if "userName" in settings.match:
+                asked["userName", account.user_name.casefold()] = (account.user_name, first)
+        for name in identities:
+            attribute, value = split_identity(name)
+            key = {settings.user_name: "userName", "externalId": "externalId"}.get(attribute)
+            if key in settings.match and key is not None and value:
+                spelling, _ = asked.get((key, value.casefold()), (value, name))
+                asked[key, value.casefold()] = (spelling, name)
+        found: dict[str, Found] = {}
+        rows = await self._looked_up(self._users, {key: spelling for key, (spelling, _) in asked.items()}, ctx)
+        for (attribute, folded), (_, name) in asked.items():
+            for held in rows[attribute, folded]:
+                account_id = self._id(held, "user")
+                found.setdefault(
+                    account_id, Found(account_id=account_id, identity=name, conflict=self._foreign(held, account))
+                )
+        return list(found.values())
+
+    async def create(self, account: Account, ctx: Delivery) -> str:
+        """POST; a name that is taken after all is looked up next."""
+        values = {path: value for path, value in account.values.items() if value not in (None, [])}
+        if "active" in self.settings.supplied():
+            values.setdefault(self.settings.there("active"), account.active)
+        answer = await self.scim.create(self._resource({}, values), ctx, kind=self._users, expect=(409,))
+        if answer.status == 409:
+            await self._taken(account, ctx)
+        held = self.scim.resource_of(answer, "POST", f"/{self._users}")
+        account_id = self._id(held, "user")
+        active = self.settings.there("active")
+        if values.get(active) is False and _same(_held(held, active), True):  # some products switch every new user on
+            answer = await self._written(self._users, account_id, held, {active: False}, ctx)
+            self._check_active(answer.body if isinstance(answer.body, dict) else {}, False)
+        return account_id
+
+    async def update(self, account_id: str, account: Account, ctx: Delivery) -> None:
+        """Read, compare, and write what differs: as PATCH, or merged into what is held as PUT (A4)."""
+        held = await self.scim.read(account_id, ctx, kind=self._users)
+        changed = {path: value for path, value in account.values.items() if not _same(_held(held, path), value)}
+        if not changed:
+            return
+        answer = await self._written(self._users, account_id, held, changed, ctx)
+        if answer.status == 409:
+            raise Conflict(
+                f"Another user in {self.title} has this name or externalId already; rename or remove it there, or correct the "
+                "value in Entra.",
+                code="user_name_taken",
+                attribute="userName",
+            )
+        if isinstance(answer.body, dict):
+            self._check_active(answer.body, changed.get(self.settings.there("active")))
+
+    async def delete(self, account_id: str, ctx: Delivery) -> None:
+        """The product's delete, or deactivation where the settings say so; one that is gone is fine."""
+        if self.settings.on_delete == "delete":
+            answer = await self.scim.delete(account_id, ctx, kind=self._users, expect=_NO_PATCH)
+            if answer.status in _NO_PATCH:
+                raise Rejected(
+                    f'{self.title} does not delete users over SCIM; set on_delete = "deactivate" for this target.',
+                    code="cannot_delete",
+                )
+            return
+        path = self.settings.there("active")
+        try:
+            held = await self.scim.read(account_id, ctx, kind=self._users)
+            if _same(_held(held, path), False):
+                return
+            answer = await self._written(self._users, account_id, held, {path: False}, ctx)
+        except Gone:
+            return
+        if answer.status == 409:
+            raise error_of(self.title, "PATCH", self.scim.path(f"/{self._users}/{{id}}"), answer)
+        if isinstance(answer.body, dict):
+            self._check_active(answer.body, False)
+
+    async def list_accounts(self, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
+        """One page of users."""
+        found, following = await self._page(self._users, None, cursor or "")
+        name = self.settings.there("userName")
+        page = []
+        for held in found:
+            names = [identity(_identity_paths(self.settings)[0], str(_held(held, name) or ""))]
+            if external_id := _held(held, self.settings.there("externalId")):
+                names.append(identity("externalId", str(external_id)))
+            active = not _same(_held(held, self.settings.there("active")), False)
+            page.append({"account_id": self._id(held, "user"), "identities": tuple(names), "active": active})
+        return page, following or None
+
+    # Groups -----------------------------------------------------------------------------------------------------------
+
+    async def find_group(self, group: Group | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
+        """By name, and by externalId where `match` says so.
+
+        Raises:
+            Conflict: several groups carry the name of a group that is about to be made.
+        """
+        asked: dict[tuple[str, str], tuple[str, Identity]] = {}
+        for name in identities:
+            attribute, value = split_identity(name)
+            if attribute == "displayName" and value:
+                asked["displayName", value.casefold()] = (value, name)
+        if group is not None:
+            shown, ours = group.display_name.strip(), self._group_external_id(group)
+            first = identities[0] if identities else identity("displayName", shown)
+            if "externalId" in self.settings.match and ours:
+                asked = {("externalId", ours.casefold()): (ours, first), **asked}
+            asked["displayName", shown.casefold()] = (shown, first)
+        rows = await self._looked_up(self._groups, {key: spelling for key, (spelling, _) in asked.items()}, ctx)
+        if group is not None:
+            owned = rows.get(("externalId", self._group_external_id(group).casefold()), [])
+            twins = rows["displayName", group.display_name.strip().casefold()]
+            if not owned and len(twins) > 1:
+                raise Conflict(
+                    f"{self.title} has {len(twins)} groups of this name; rename or remove one there.",
+                    code="duplicate_groups",
+                    attribute="displayName",
+                )
+        found: dict[str, Found] = {}
+        for key, (_, name) in asked.items():
+            for held in rows[key]:
+                group_id = self._id(held, "group")
+                conflict = self._foreign_group(held, group)
+                found.setdefault(group_id, Found(account_id=group_id, identity=name, conflict=conflict))
+        return list(found.values())
+
+    async def put_group(self, group_id: str | None, group: Group, ctx: Delivery) -> str:
+        """Create without members, or set what differs of name and externalId."""
+        wish: dict[str, Any] = {"displayName": group.display_name.strip()}
+        if ours := self._group_external_id(group):
+            wish["externalId"] = ours
+        if group_id is None:
+            answer = await self.scim.create({"schemas": [GROUP_SCHEMA], **wish}, ctx, kind=self._groups, expect=(409,))
+            if answer.status == 409:
+                raise Conflict(
+                    f"{self.title} has a group of this name already; it is looked at again.", attribute="displayName"
+                )
+            return self._id(self.scim.resource_of(answer, "POST", f"/{self._groups}"), "group")
+        held = await self.scim.read(group_id, ctx, kind=self._groups)
+        changed = {path: value for path, value in wish.items() if not _same(_held(held, path), value)}
+        if changed:
+            answer = await self._written(self._groups, group_id, held, changed, ctx)
+            if answer.status == 409:
+                raise Conflict(
+                    f"Another group of {self.title} has this name; rename or remove it there.",
+                    code="duplicate_groups",
+                    attribute="displayName",
+                )
+        return group_id
+
+    async def change_members(self, group_id: str, add: Sequence[str], remove: Sequence[str], ctx: Delivery) -> None:
+        """Explicit additions and removals, `members_per_call` at a time; with PUT the merged list.
+
+        Raises:
+            Blocked: members the product does not know; all others are added first.
+        """
+        if not await self._patches(ctx):
+            await self._replace_members(group_id, add, remove, ctx)
+            return
+        for chunk in self._chunks(remove):
+            await self._remove_members(group_id, chunk, ctx)
+        unknown: list[str] = []
+        for chunk in self._chunks(add):
+            if not await self._add_members(group_id, chunk, ctx, last=len(chunk) == 1):
+                unknown += [
+                    one
+                    for one in chunk
+                    if len(chunk) == 1 or not await self._add_members(group_id, [one], ctx, last=True)
+                ]
+        if unknown:
+            raise self._unknown_members(group_id, unknown)
+
+    async def delete_group(self, group_id: str, ctx: Delivery) -> None:
+        """The group only; its users stay."""
+        await self.scim.delete(group_id, ctx, kind=self._groups)
+
+    # Reading ----------------------------------------------------------------------------------------------------------
+
+    async def _page(self, kind: str, ctx: Delivery | None, cursor: str) -> tuple[list[dict[str, Any]], str]:
+        """One page and where the next begins, "" at the end."""
+        if self.settings.paging == "cursor":
+            return await self.scim.cursor_page(ctx, kind=kind, cursor=cursor)
+        if self.settings.paging == "none":
+            found, _ = await self.scim.page(ctx, kind=kind, query={})
+            return found, ""
+        start, _, before = cursor.partition(":")
+        begin = int(start) if start.isdecimal() else 1
+        found, total = await self.scim.page(ctx, kind=kind, start=begin)
+        first = str(found[0].get("id", "")) if found else ""
+        if before and before == first:  # startIndex is ignored there, so this is the first page again
+            return [], ""
+        following = begin + len(found)
+        return found, f"{following}:{first}" if found and following <= total else ""
+
+    async def _all(
+        self, kind: str, ctx: Delivery | None, *, pages_max: int = PAGES_MAX
+    ) -> AsyncIterator[dict[str, Any]]:
+        cursor = ""
+        for _ in range(pages_max):
+            found, cursor = await self._page(kind, ctx, cursor)
+            for held in found:
+                yield held
+            if not cursor:
+                return
+        if pages_max == PAGES_MAX:
+            raise Misconfigured(
+                f"{self.title} lists more than {PAGES_MAX} pages of {kind}; use larger pages (page_size) or filters.",
+                code="too_many_pages",
+            )
+
+    async def _looked_up(
+        self, kind: str, asked: Mapping[tuple[str, str], str], ctx: Delivery
+    ) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        """Resources by attribute and folded value; answers are compared again, so that no stranger is handed out."""
+        rows: dict[tuple[str, str], list[dict[str, Any]]] = {key: [] for key in asked}
+        users = kind == self._users
+        there = {attribute: self.settings.there(attribute) if users else attribute for attribute, _ in asked}
+        if self.settings.filter == "scan":
+            if asked:
+                async for held in self._all(kind, ctx):
+                    for attribute, folded in rows:
+                        if str(_held(held, there[attribute]) or "").casefold() == folded:
+                            rows[attribute, folded].append(held)
+            return rows
+        for (attribute, folded), spelling in asked.items():
+            query = {"filter": f"{there[attribute]} eq {literal(spelling)}"}
+            found, _ = await self.scim.page(ctx, kind=kind, query=query)
+            rows[attribute, folded] = [
+                held for held in found if str(_held(held, there[attribute]) or "").casefold() == folded
+            ]
+        return rows
+
+    async def _resource_findings(self) -> list[Finding]:
+        """Resource types and schemas, where the product shows them."""
+        findings: list[Finding] = []
+        if self.settings.groups:
+            try:
+                await self._page(self._groups, None, "")
+            except Misconfigured as exc:
+                if exc.code not in ("wrong_address", "forbidden"):
+                    raise
+                findings.append(
+                    Finding(
+                        level="error",
+                        code="no_groups",
+                        message=f"{exc.message}. Set groups = false, or correct groups_path and the rights of the credentials.",
+                    )
+                )
+        return findings
+
+    # Writing ----------------------------------------------------------------------------------------------------------
+
+    async def _patches(self, ctx: Delivery) -> bool:
+        """Whether PATCH is used: as set, or as the product says; one that says nothing is tried."""
+        if self.settings.update != "auto":
+            return self.settings.update == "patch"
+        if self._cannot_patch:
+            return False
+        said = (await self.scim.features(ctx)).get("patch")
+        return not (isinstance(said, dict) and said.get("supported") is False)
+
+    async def _written(
+        self, kind: str, resource_id: str, held: Mapping[str, Any], changed: Mapping[str, Any], ctx: Delivery
+    ) -> VendorResponse:
+        """Write what differs; the answer's status is a success or 409."""
+        version = _version(held) if self.settings.etag else ""
+        if await self._patches(ctx):
+            answer = await self.scim.patch(
+                resource_id,
+                self._operations(held, changed),
+                ctx,
+                kind=kind,
+                expect=(409, 412, *(_NO_PATCH if self.settings.update == "auto" else ())),
+                version=version,
+            )
+            if answer.status not in _NO_PATCH:
+                return self._unless_changed(answer)
+            self._cannot_patch = True
+        core = USER_SCHEMA if kind == self._users else GROUP_SCHEMA
+        answer = await self.scim.replace(
+            resource_id,
+            self._resource(_writable(held), changed, core=core),
+            ctx,
+            kind=kind,
+            expect=(409, 412),
+            version=version,
+        )
+        return self._unless_changed(answer)
+
+    def _unless_changed(self, answer: VendorResponse) -> VendorResponse:
+        if answer.status == 412:
+            raise Unavailable(
+                f"{self.title} holds a newer version than the one that was read; it is read again.",
+                code="changed_meanwhile",
+            )
+        return answer
+
+    def _resource(
+        self, kept: Mapping[str, Any], values: Mapping[str, Any], *, core: str = USER_SCHEMA
+    ) -> dict[str, Any]:
+        """A complete resource: what is kept, with the values put in and the cleared ones taken out."""
+        resource: dict[str, Any] = _copied(kept)
+        for path, value in values.items():
+            _put(resource, path, self._wire(value))
+        known = [schema for schema in kept.get("schemas", ()) if isinstance(schema, str)]
+        resource["schemas"] = list(
+            dict.fromkeys([core, *known, *(name for name in resource if name.startswith("urn:"))])
+        )
+        return resource
+
+    def _operations(self, held: Mapping[str, Any], changed: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """PATCH operations in the product's style (RFC 7644 section 3.5.2)."""
+        operations: list[dict[str, Any]] = []
+        merged = _copied(held)
+        lists: dict[str, None] = {}
+        additions: dict[tuple[str, str], dict[str, Any]] = {}
+        body: dict[str, Any] = {}
+        for path, value in changed.items():
+            parts = _parts(path)
+            sent = self._wire(value)
+            _put(merged, path, sent)
+            if parts.type and (self.settings.multi_valued == "whole" or self.settings.path_style == "value"):
+                lists[parts.name] = None
+            elif self.settings.path_style == "value":
+                _put(body, path, sent, keep_null=True)
+            elif value is None or value == []:
+                operations.append({"op": "remove", "path": path})
+            elif parts.type and not _has_entry(held, parts):  # replacing an entry that is not there has no target
+                additions.setdefault((parts.name, parts.type), {"type": parts.type})[parts.sub or "value"] = sent
+            else:
+                operations.append({"op": "replace", "path": path, "value": sent})
+        for name in lists:
+            whole = merged.get(name, [])
+            if self.settings.path_style == "value":
+                body[name] = whole
+            else:
+                operations.append({"op": "replace", "path": name, "value": whole})
+        operations += [{"op": "add", "path": name, "value": [entry]} for (name, _), entry in additions.items()]
+        if body:
+            operations.append({"op": "replace", "value": body})
+        return operations
+
+    def _wire(self, value: Any) -> Any:
+        if isinstance(value, bool) and self.settings.booleans == "text":
+            return "True" if value else "False"
+        return value
+
+    async def _taken(self, account: Account, ctx: Delivery) -> None:
+        """Why a user cannot be created. Always raises: an account that was merely found is linked by the gateway (R4)."""
+        found = await self.find(account, (), ctx)
+        foreign = next((one.conflict for one in found if one.conflict), "")
+        if foreign:
+            raise Conflict(foreign, code="account_of_another", attribute="userName")
+        if found:
+            raise Unavailable(
+                f"{self.title} holds this user already; it is looked up and linked next",
+                code="already_there",
+                ambiguous=True,
+            )
+        # Reads may lag behind writes, so the gateway looks again some times before it is a person's turn (code `conflict`).
+        raise Conflict(
+            f"{self.title} says that a value of this user is taken, but shows no such user by "
+            f"{' or '.join(self.settings.match)}.",
+            attribute="userName",
+        )
+
+    def _check_active(self, shown: Mapping[str, Any], wanted: Any) -> None:
+        """A product that answers success and leaves the account switched on must not be believed."""
+        path = self.settings.there("active")
+        if wanted is False and _same(_held(shown, path), True):
+            raise Rejected(
+                f"{self.title} answered success but still shows the user as active. It does not switch users off by {path}; "
+                "correct rename or booleans, or ask its support.",
+                code="not_deactivated",
+                attribute="active",
+            )
+
+    def _foreign(self, held: Mapping[str, Any], account: Account | None) -> str:
+        """Why a user found under our name is not ours: it carries another externalId."""
+        theirs = str(_held(held, self.settings.there("externalId")) or "")
+        ours = account.external_id if account is not None else ""
+        if self.settings.foreign == "adopt" or not theirs or not ours or theirs.casefold() == ours.casefold():
+            return ""
+        return (
+            f"A user of this name exists in {self.title} and carries another externalId; remove it there, clear its "
+            'externalId, or set foreign = "adopt" for this target.'
+        )
+
+    def _foreign_group(self, held: Mapping[str, Any], group: Group | None) -> str:
+        theirs = str(held.get("externalId") or "")
+        ours = self._group_external_id(group) if group is not None else ""
+        if self.settings.foreign == "adopt" or not theirs or not ours or theirs.casefold() == ours.casefold():
+            return ""
+        return f"A group of this name exists in {self.title} and belongs to another group of Entra; rename one of them."
+
+    def _group_external_id(self, group: Group) -> str:
+        return text(group.external_id).strip() if "externalId" in self.settings.supplied() else ""
+
+    def _id(self, held: Mapping[str, Any], what: str) -> str:
+        return checked_id(held.get("id"), f"{self.title} answered with a {what}")
+
+    # Members ----------------------------------------------------------------------------------------------------------
+
+    def _chunks(self, ids: Iterable[str]) -> Iterable[list[str]]:
+        distinct = list(dict.fromkeys(ids))
+        size = self.settings.members_per_call
+        return (distinct[at : at + size] for at in range(0, len(distinct), size))
+
+    async def _remove_members(self, group_id: str, chunk: list[str], ctx: Delivery) -> None:
+        """Who is not a member any more is removed already: products answer that with noTarget (RFC 7644 section 3.5.2.2)."""
+        operations = [{"op": "remove", "path": f"members[value eq {literal(one)}]"} for one in chunk]
+        answer = await self.scim.patch(group_id, operations, ctx, kind=self._groups, expect=(400,))
+        if answer.status != 400:
+            return
+        if _scim_type(answer) != "notarget":
+            raise error_of(self.title, "PATCH", self.scim.path(f"/{self._groups}/{{id}}"), answer)
+        for one in chunk if len(chunk) > 1 else ():
+            await self._remove_members(group_id, [one], ctx)
+
+    async def _add_members(self, group_id: str, chunk: list[str], ctx: Delivery, *, last: bool) -> bool:
+        """False when a member is unknown there; of several, one stranger refuses all."""
+        operations = [{"op": "add", "path": "members", "value": [{"value": one} for one in chunk]}]
+        answer = await self.scim.patch(group_id, operations, ctx, kind=self._groups, expect=(400, 422))
+        if answer.status < 300:
+            return True
+        if last:
+            await self._still_there(chunk[0], answer, "PATCH", ctx)
+        return False
+
+    async def _replace_members(self, group_id: str, add: Sequence[str], remove: Sequence[str], ctx: Delivery) -> None:
+        held = await self.scim.read(group_id, ctx, kind=self._groups)
+        current = [str(one.get("value")) for one in held.get("members") or () if isinstance(one, dict)]
+        wanted = [one for one in dict.fromkeys((*current, *add)) if one not in set(remove)]
+        if wanted == current:
+            return
+        unknown: list[str] = []
+        while True:
+            body = {**_writable(held), "members": [{"value": one} for one in wanted if one not in unknown]}
+            answer = await self.scim.replace(
+                group_id,
+                body,
+                ctx,
+                kind=self._groups,
+                expect=(400, 412, 422),
+                version=_version(held) if self.settings.etag else "",
+            )
+            if self._unless_changed(answer).status < 300:
+                break
+            if unknown:
+                raise error_of(self.title, "PUT", self.scim.path(f"/{self._groups}/{{id}}"), answer)
+            for one in add:
+                try:
+                    await self.scim.read(one, ctx, kind=self._users)
+                except Gone:
+                    unknown.append(one)
+            if not unknown:
+                raise error_of(self.title, "PUT", self.scim.path(f"/{self._groups}/{{id}}"), answer)
+        if unknown:
+            raise self._unknown_members(group_id, unknown)
+
+    async def _still_there(self, member: str, answer: VendorResponse, method: str, ctx: Delivery) -> None:
+        """A refused member is unknown, or the refusal means something else. Raises in the second case."""
+        try:
+            await self.scim.read(member, ctx, kind=self._users)
+        except Gone:
+            return
+        raise error_of(self.title, method, self.scim.path(f"/{self._groups}/{{id}}"), answer)
+
+    def _unknown_members(self, group_id: str, unknown: Sequence[str]) -> Blocked:
+        return Blocked(
+            f"{len(unknown)} of the group's members are not in {self.title} yet; the others were added.",
+            on=f"member:{unknown[0]}",
+            code="unknown_member",
+            attribute="members",
+            account_id=group_id,
+        )
+
+
+def _bad_paths(name: str, paths: Iterable[str]) -> list[tuple[str, str]]:
+    return [(name, f"{path} {problem}") for path in paths if (problem := path_problem(path))]
+
+
+def _identity_paths(settings: Settings) -> tuple[str, ...]:
+    """What the gateway keeps in order: plain attributes only, since others are no part of an identity there."""
+    plain = settings.user_name if re.fullmatch(r"[A-Za-z.]+", settings.user_name) else "userName"
+    return tuple(dict.fromkeys((plain, *(one for one in settings.match if one == "externalId"))))
+
+
+def _feature_findings(settings: Settings, features: Mapping[str, Any]) -> list[Finding]:
+    """The settings compared with the ServiceProviderConfig (RFC 7643 section 5)."""
+    if not features:
+        return [
+            Finding(
+                level="warning",
+                code="no_service_provider_config",
+                message=f"{settings.title} shows no ServiceProviderConfig; this target's options cannot be compared with it.",
+            )
+        ]
+
+    def said(name: str) -> bool | None:
+        table = features.get(name)
+        held = table.get("supported") if isinstance(table, dict) else None
+        return held if isinstance(held, bool) else None
+
+    findings = []
+
+    def find(level: Literal["ok", "warning", "error"], code: str, message: str) -> None:
+        findings.append(Finding(level=level, code=code, message=message))
+
+    if settings.update == "patch" and said("patch") is False:
+        find("error", "no_patch", f'{settings.title} says that it has no PATCH; set update = "put" or "auto".')
+    if settings.update == "put" and said("patch") is True:
+        find("warning", "patch_unused", f'{settings.title} has PATCH; update = "patch" writes less and keeps more.')
+    if settings.filter == "server" and said("filter") is False:
+        find("error", "no_filter", f'{settings.title} says that it has no filters; set filter = "scan".')
+    if settings.filter == "scan" and said("filter") is True:
+        find("warning", "filter_unused", f'{settings.title} has filters; filter = "server" is much quicker.')
+    if settings.etag and said("etag") is False:
+        find("error", "no_etag", f"{settings.title} says that it has no versions; set etag = false.")
+    if not settings.etag and said("etag") is True:
+        find("ok", "etag_unused", f"{settings.title} has versions; etag = true keeps two writers apart.")
+    paging = features.get("pagination")
+    by_index = paging.get("index") if isinstance(paging, dict) else None
+    by_cursor = paging.get("cursor") if isinstance(paging, dict) else None
+    if settings.paging == "cursor" and by_cursor is False:
+        find("error", "no_cursor", f'{settings.title} says that it has no cursors; set paging = "index".')
+    if settings.paging == "index" and by_index is False:
+        find("error", "no_index", f'{settings.title} says that it pages by cursor only; set paging = "cursor".')
+    limit = features.get("filter")
+    results_max = limit.get("maxResults") if isinstance(limit, dict) else None
+    if isinstance(results_max, int) and not isinstance(results_max, bool) and 0 < results_max < settings.page_size:
+        find("ok", "page_size", f"{settings.title} gives at most {results_max} at once; page_size may be that.")
+    return findings
+
+
+# Values ---------------------------------------------------------------------------------------------------------------
+
+
+def _plain(path: str, value: Any) -> Any:
+    """A value of the wish as it is sent: trimmed, cleared values None, roles as objects."""
+    if value is UNSET:
+        return UNSET
+    if path == "roles":
+        return [{"value": one} for one in dict.fromkeys(texts(value))]
+    if isinstance(value, str):
+        return value.strip() or None
+    return value
+
+
+def _missing(path: str, title: str) -> NormalizationError:
+    return NormalizationError(
+        f"{path} is required by {title} and is blank or not mapped. Map it and fill it in Entra.",
+        code="missing",
+        attribute=path,
+    )
+
+
+def _parts(path: str) -> ScimPath:
+    parts = taken_apart(path)
+    assert parts is not None, "refused by the settings"
+    return parts
+
+
+def _copied(value: Any) -> Any:
+    """A copy of plain JSON data that can be changed without changing what was read."""
+    if isinstance(value, Mapping):
+        return {name: _copied(inner) for name, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _writable(held: Mapping[str, Any]) -> dict[str, Any]:
+    """A resource as read, without what only the product sets and without nulls."""
+    return {name: value for name, value in held.items() if name not in ("meta", "groups") and value is not None}
+
+
+def _version(held: Mapping[str, Any]) -> str:
+    meta = held.get("meta")
+    version = meta.get("version") if isinstance(meta, dict) else None
+    return version if isinstance(version, str) else ""
+
+
+def _scim_type(answer: VendorResponse) -> str:
+    said = answer.body.get("scimType") if isinstance(answer.body, dict) else None
+    return said.casefold() if isinstance(said, str) else ""
+
+
+def _table_of(resource: Mapping[str, Any], parts: ScimPath) -> Mapping[str, Any]:
+    if not parts.urn:
+        return resource
+    inner = resource.get(parts.urn)
+    return inner if isinstance(inner, dict) else {}
+
+
+def _entry(entries: Any, kind: str) -> dict[str, Any] | None:
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and str(entry.get("type") or "").casefold() == kind.casefold():
+            return entry
+    return None
+
+
+def _has_entry(resource: Mapping[str, Any], parts: ScimPath) -> bool:
+    return _entry(_table_of(resource, parts).get(parts.name), parts.type) is not None
+
+
+def _held(resource: Mapping[str, Any], path: str) -> Any:
+    """What a resource holds at a path; None when nothing."""
+    parts = _parts(path)
+    value = _table_of(resource, parts).get(parts.name)
+    if parts.type:
+        entry = _entry(value, parts.type)
+        return None if entry is None else entry.get(parts.sub or "value")
+    if parts.sub:
+        return value.get(parts.sub) if isinstance(value, dict) else None
+    return value
+
+
+def _put(resource: dict[str, Any], path: str, value: Any, *, keep_null: bool = False) -> None:
+    """Set, or with None take out, what stands at a path; `keep_null` writes null instead, which PATCH understands."""
+    parts = _parts(path)
+    table = resource
+    if parts.urn:
+        inner = resource.get(parts.urn)
+        table = resource[parts.urn] = inner if isinstance(inner, dict) else {}
+    gone = (value is None or value == []) and not keep_null
+    name = parts.name
+    if parts.type:
+        entries = table.get(name)
+        entries = table[name] = entries if isinstance(entries, list) else []
+        entry = _entry(entries, parts.type)
+        if entry is None and not gone:
+            entry = {"type": parts.type}
+            entries.append(entry)
+        table, name = ({} if entry is None else entry), parts.sub or "value"
+    elif parts.sub:
+        inner = table.get(name)
+        table[name] = inner if isinstance(inner, dict) else {}
+        table, name = table[name], parts.sub
+    if gone:
+        table.pop(name, None)
+    else:
+        table[name] = value
+    _swept(resource, parts)
+
+
+def _swept(resource: dict[str, Any], parts: ScimPath) -> None:
+    """Take out what has become empty: entries without a value, lists without entries, objects without parts."""
+    table: dict[str, Any] = resource[parts.urn] if parts.urn else resource
+    held = table.get(parts.name)
+    if parts.type and isinstance(held, list):
+        table[parts.name] = held = [
+            entry for entry in held if not isinstance(entry, dict) or set(entry) - {"type", "primary"}
+        ]
+    if held in ([], {}):
+        table.pop(parts.name, None)
+    if parts.urn and not table:
+        resource.pop(parts.urn, None)
+
+
+def _same(held: Any, wanted: Any) -> bool:
+    """Whether a product holds a value already; texts for booleans count, no value and an empty one are the same."""
+    if isinstance(wanted, bool):
+        return held is wanted or (isinstance(held, str) and held.strip().casefold() == str(wanted).casefold())
+    if isinstance(wanted, list) or isinstance(held, list):
+        return sorted(texts(held)) == sorted(texts(wanted))
+    empty = (None, "")
+    return held == wanted or (held in empty and wanted in empty)
+
+
+__all__ = ["Account", "GenericScim", "Settings"]
