@@ -22,6 +22,7 @@ from connectors.contract import (
     Delivery,
     Directory,
     Endpoint,
+    Expected,
     Finding,
     Found,
     Held,
@@ -32,7 +33,7 @@ from connectors.contract import (
     Write,
 )
 from connectors.http import Bearer, address_problem, error_of, vendor_text
-from connectors.scim import ScimClient, as_text, checked_id, ignored_paths, texts
+from connectors.scim import ScimClient, as_text, checked_id, held_text, ignored_paths, texts
 from schemas.config import Secret
 from schemas.errors import Conflict, Gone, NormalizationError, Rejected, Unavailable
 from schemas.events import identity, split_identity
@@ -424,6 +425,15 @@ class Babelforce(Connector[Settings, Account]):
         """REST serves everything in one answer, whatever is asked; SCIM pages."""
         return await self.way.list_accounts(cursor)
 
+    def expected(self, account: Account) -> Expected:
+        """Login and managed roles, over SCIM the name too. No roles at all is not compared: a create gives the default ones."""
+        values: dict[str, Any] = {"userName": account.login}
+        if isinstance(account.roles, tuple) and account.roles:
+            values["roles"] = sorted(account.roles)
+        if isinstance(account.display_name, str) and self.settings.target == "scim":
+            values["displayName"] = held_text(account.display_name)
+        return Expected(identities=(identity("userName", account.login),), values=values)
+
     async def imagine(self, write: Write, made_id: str, held: Held, ctx: Delivery | None) -> Imagined | None:
         """For rehearsals: the REST answers wrap what is held, and each write is read back (2.3)."""
         return await self.way.imagine(write, made_id, ctx) if isinstance(self.way, _Rest) else None
@@ -548,6 +558,7 @@ class _Rest:
                 "account_id": _id(held),
                 "identities": (identity("userName", str(held.get("email", ""))),),
                 "active": held.get("enabled") is True,
+                "values": {"userName": str(held.get("email", "")).lower(), "roles": _managed(_roles(held))},
             }
             for held in items
             if str(held.get("email", "")).lower() != self._own
@@ -788,19 +799,22 @@ class _Scim:
                 return
 
     async def list_accounts(self, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
-        start = int(cursor) if cursor else 1
-        found, total = await self.scim.page(None, start=start)
+        found, following = await self.scim.listed(cursor)
         page = [
             {
                 "account_id": checked_id(held.get("id"), f"{TITLE} listed a user"),
                 "identities": (identity("userName", str(held.get("userName", ""))),),
                 "active": held.get("active") is not False,
+                "values": {
+                    "userName": str(held.get("userName", "")).lower(),
+                    "roles": _managed(_visible(name).casefold() for name in texts(held.get("roles"))),
+                    "displayName": held_text(held.get("displayName")),
+                },
             }
             for held in found
             if str(held.get("userName", "")).lower() != self._own
         ]
-        following = start + len(found)
-        return page, str(following) if found and following <= total else None
+        return page, following
 
     def _refuse_own(self, held: Mapping[str, Any]) -> None:
         if str(held.get("userName", "")).lower() == self._own:
@@ -893,6 +907,11 @@ def _item(answer: VendorResponse, method: str, path: str) -> dict[str, Any]:
 def _roles(held: Mapping[str, Any]) -> list[str]:
     roles = held.get("roles")
     return [str(role) for role in roles] if isinstance(roles, list) else []
+
+
+def _managed(roles: Iterable[str]) -> list[str]:
+    """The roles that are given and taken from here, sorted; all others stay as they are."""
+    return sorted(role for role in roles if role in MANAGED_ROLES)
 
 
 def _role_objects(roles: Collection[str]) -> list[dict[str, str]]:

@@ -23,6 +23,7 @@ from connectors.contract import (
     Delivery,
     Directory,
     Endpoint,
+    Expected,
     Finding,
     Found,
     Identity,
@@ -30,7 +31,7 @@ from connectors.contract import (
     VendorResponse,
 )
 from connectors.http import Bearer, address_problem, error_of
-from connectors.scim import ScimClient, as_text, checked_id, ignored_paths
+from connectors.scim import ScimClient, as_text, checked_id, held_text, ignored_paths, spoken_of
 from schemas.config import Secret
 from schemas.errors import Blocked, Conflict, Gone, Misconfigured, NormalizationError, Rejected, Unavailable
 from schemas.events import identity, split_identity
@@ -546,18 +547,50 @@ class BobsBusiness(Connector[Settings, Account]):
 
     async def list_accounts(self, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
         """One page of users; `id`, `email` and `linked` are what `decide_create` takes as rows."""
-        start = int(cursor) if cursor else 1
-        found, total = await self.scim.page(None, start=start)
+        found, following = await self.scim.listed(cursor)
         page = []
         for held in found:
             row = _row(held)
-            names = [identity("userName", row["email"])]
+            names = dict.fromkeys((row["email"], self._accounts.key(row["email"])))
+            known_by = dict.fromkeys(identity("userName", one) for one in names)
             if row["linked"]:
-                names.append(identity("externalId", row["linked"]))
-            active = held.get("active") is not False
-            page.append({"account_id": row["id"], "identities": tuple(names), "active": active, **row})
-        following = start + len(found)
-        return page, str(following) if found and following <= total else None
+                known_by[identity("externalId", row["linked"])] = None
+            page.append(
+                {
+                    "account_id": row["id"],
+                    "identities": tuple(known_by),
+                    "active": held.get("active") is not False,
+                    "owner": row["linked"],
+                    "values": self._shown(held),
+                    **row,
+                }
+            )
+        return page, following
+
+    def expected(self, account: Account) -> Expected:
+        """Address, names, externalId; an account under the person's other address is adopted only where the settings say so."""
+        own = [identity("userName", account.email)]
+        if account.external_id:
+            own.insert(0, identity("externalId", account.external_id))
+        keys = dict.fromkeys(self._accounts.key(one) for one in account.spellings)
+        others = tuple(identity("userName", one) for one in keys if one != account.email and "@" in one)
+        adopts = self.settings.match_alternate == "adopt"
+        values: dict[str, Any] = {"userName": account.email, WORK_EMAIL: account.email}
+        values |= spoken_of(
+            {
+                "name.givenName": account.given_name,
+                "name.familyName": account.family_name,
+                "displayName": account.display_name,
+            }
+        )
+        if account.external_id:
+            values["externalId"] = account.external_id.casefold()
+        return Expected(
+            identities=(*own, *(others if adopts else ())),
+            elsewhere=() if adopts else others,
+            owner=account.external_id,
+            values=values,
+        )
 
     # Groups -----------------------------------------------------------------------------------------------------------
 
@@ -766,6 +799,19 @@ class BobsBusiness(Connector[Settings, Account]):
             if value is not UNSET and (shown.get(field) or "") != value:
                 values[field if field == "displayName" else f"name.{field}"] = value or None
         return values
+
+    def _shown(self, held: Mapping[str, Any]) -> dict[str, str | None]:
+        """What the list shows of the managed attributes."""
+        shown = held.get("name")
+        name: Mapping[str, Any] = shown if isinstance(shown, dict) else {}
+        return {
+            "userName": self._accounts.key(str(held.get("userName") or "")),
+            WORK_EMAIL: self._accounts.key(_work_email(held) or ""),
+            "name.givenName": held_text(name.get("givenName")),
+            "name.familyName": held_text(name.get("familyName")),
+            "displayName": held_text(held.get("displayName")),
+            "externalId": held_text(str(held.get("externalId") or "").casefold()),
+        }
 
     def _is_to_be_invited(self, account_id: str, held: Mapping[str, Any], account: Account, ctx: Delivery) -> bool:
         """A user made by us whose invitation may have got lost, or who becomes active; never an adopted account.

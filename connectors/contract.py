@@ -302,7 +302,39 @@ class ListsAccounts(Protocol):
     """A product whose accounts can be listed, for reconciliation and the match report."""
 
     async def list_accounts(self, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
-        """One page of accounts `{"account_id", "identities", "active"}` and the next cursor, None at the end."""
+        """One page of accounts and the next cursor, None at the end.
+
+        Each is `{"account_id", "identities", "active"}`; `active` None: it is on its way at the product, do not compare it.
+        May also have `owner`, the externalId it carries ("" for none), and `values`: what the product holds of the managed
+        attributes by SCIM path, in the form of `Expected.values`. A page may be of any size; the worker divides long ones.
+
+        Raises:
+            Unavailable: the list broke off before its end; half a list must not look like a whole one.
+        """
+
+
+class Expected(Struct, frozen=True, kw_only=True):
+    """What the list of accounts shows of a user whose account is as wished.
+
+    Args:
+        identities: any of which says that an account is this user's, in the spelling of `list_accounts`.
+        elsewhere: identities that would mean the same person under another name: a create would make a duplicate.
+        owner: the externalId the account carries; an account that carries another one is somebody else's.
+        values: managed attributes by SCIM path; None where nothing shall be held; what Entra does not speak of has no key.
+    """
+
+    identities: tuple[Identity, ...]
+    elsewhere: tuple[Identity, ...] = ()
+    owner: str = ""
+    values: dict[str, Any] = {}
+
+
+@runtime_checkable
+class ComparesAccounts(Protocol):
+    """A product whose list shows enough to tell whether an account is as wished, without a read per user."""
+
+    def expected(self, account: Any) -> Expected:
+        """What the list will show of a normalized account. Pure: no call, no clock."""
 
 
 @runtime_checkable

@@ -24,6 +24,7 @@ from connectors.contract import (
     Delivery,
     Directory,
     Endpoint,
+    Expected,
     Finding,
     Found,
     Identity,
@@ -31,7 +32,7 @@ from connectors.contract import (
     VendorResponse,
 )
 from connectors.http import Bearer, address_problem, error_of
-from connectors.scim import ScimClient, checked_id
+from connectors.scim import ScimClient, checked_id, held_text
 from schemas.config import Secret
 from schemas.errors import Blocked, Conflict, Gone, Misconfigured, NormalizationError, Unavailable
 from schemas.events import identity, split_identity
@@ -654,17 +655,36 @@ class Sofa(Connector[Settings, Account]):
 
     async def list_accounts(self, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
         """One page of users; the cursor is the next start index."""
-        start = int(cursor) if cursor else 1
-        found, total = await self.scim.page(None, start=start)
+        found, following = await self.scim.listed(cursor)
         page = []
         for held in found:
             names = [identity("userName", str(held.get("userName", "")))]
             if held.get("externalId"):
                 names.insert(0, identity("externalId", str(held["externalId"])))
-            active = held.get("active") is not False
-            page.append({"account_id": _id(held, "user"), "identities": tuple(names), "active": active})
-        following = start + len(found)
-        return page, str(following) if found and following <= total else None
+            page.append(
+                {
+                    "account_id": _id(held, "user"),
+                    "identities": tuple(names),
+                    "active": held.get("active") is not False,
+                    "owner": str(held.get("externalId") or ""),
+                    "values": {
+                        path: _compared(field, _held(held, path))
+                        for field, path in FIELDS.items()
+                        if field != "enabled"
+                    },
+                }
+            )
+        return page, following
+
+    def expected(self, account: Account) -> Expected:
+        """Every field Entra speaks of but the superior, who is known here by another id than there."""
+        return Expected(
+            identities=(identity("externalId", account.external_id), identity("userName", account.user_name)),
+            owner=account.external_id,
+            values={
+                FIELDS[field]: _compared(field, value) for field, value in account.fields.items() if field != "enabled"
+            },
+        )
 
     # Groups -----------------------------------------------------------------------------------------------------------
 
@@ -970,6 +990,12 @@ def _document(user: User) -> dict[str, Any]:
     enterprise = plain.pop("enterprise", {})
     extensions: dict[str, Any] = plain.pop("extensions", {})
     return {**plain, **extensions, **({ENTERPRISE_SCHEMA: enterprise} if enterprise else {})}
+
+
+def _compared(field: str, value: Any) -> str | None:
+    """A field as the product and the wish are compared."""
+    shown = held_text(value)
+    return shown.casefold() if shown and field in ("sso_identifier", "user_name") else shown
 
 
 def _group_object_id(group: Group) -> str:

@@ -23,6 +23,7 @@ from connectors.contract import (
     Delivery,
     Directory,
     Endpoint,
+    Expected,
     Finding,
     Found,
     Identity,
@@ -30,7 +31,7 @@ from connectors.contract import (
     VendorResponse,
 )
 from connectors.http import Bearer, ClientCredentials, address_problem, error_of, vendor_text
-from connectors.scim import ScimClient, as_text, checked_id, extension_value, ignored_paths, texts
+from connectors.scim import ScimClient, as_text, checked_id, extension_value, held_text, ignored_paths, texts
 from schemas.config import Secret
 from schemas.errors import Blocked, Conflict, Gone, NormalizationError, Rejected, Unavailable
 from schemas.events import identity, split_identity
@@ -461,18 +462,32 @@ class Talkdesk(Connector[Settings, Account]):
 
     async def list_accounts(self, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
         """One page of users; the cursor is the next start index."""
-        start = int(cursor) if cursor else 1
-        found, total = await self.scim.page(None, start=start)
+        found, following = await self.scim.listed(cursor)
         page = [
             {
                 "account_id": checked_id(held.get("id"), f"{TITLE} listed a user"),
                 "identities": (identity("userName", str(held.get("userName", ""))),),
                 "active": held.get("active") is not False,
+                "owner": str(held.get("externalId") or ""),
+                "values": _shown(held),
             }
             for held in found
         ]
-        following = start + len(found)
-        return page, str(following) if found and following <= total else None
+        return page, following
+
+    def expected(self, account: Account) -> Expected:
+        """userName, names, externalId, and roles and teams where they are mapped."""
+        sent = account.entitlements(creating=False, default_role=self.settings.default_role)
+        values: dict[str, Any] = {
+            "userName": account.user_name.casefold(),
+            "name.givenName": account.given_name,
+            "name.familyName": account.family_name,
+            **{f"{EXTENSION}:{name}": sorted(split_names(value)) for name, value in sent.items()},
+        }
+        owner = account.external_id if isinstance(account.external_id, str) else ""
+        if owner:
+            values["externalId"] = owner
+        return Expected(identities=(identity("userName", account.user_name),), owner=owner, values=values)
 
     # Steps ------------------------------------------------------------------------------------------------------------
 
@@ -638,6 +653,18 @@ def _catalogue_findings(settings: Settings) -> list[Finding]:
             )
         )
     return findings
+
+
+def _shown(held: Mapping[str, Any]) -> dict[str, Any]:
+    """What the list shows of the managed attributes."""
+    name, extension = _table(held.get("name")), _table(held.get(EXTENSION))
+    return {
+        "userName": str(held.get("userName", "")).strip().casefold(),
+        "name.givenName": held_text(name.get("givenName")),
+        "name.familyName": held_text(name.get("familyName")),
+        "externalId": held_text(held.get("externalId")),
+        **{f"{EXTENSION}:{one}": sorted(split_names(extension.get(one))) for one in ("rolesString", "teamsString")},
+    }
 
 
 def _missing(attribute: str) -> NormalizationError:

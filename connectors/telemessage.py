@@ -22,6 +22,7 @@ from connectors.contract import (
     Delivery,
     Directory,
     Endpoint,
+    Expected,
     Finding,
     Found,
     Held,
@@ -32,7 +33,7 @@ from connectors.contract import (
     Write,
 )
 from connectors.http import Bearer, address_problem, error_of
-from connectors.scim import checked_id, ignored_paths
+from connectors.scim import checked_id, held_text, ignored_paths, spoken_of
 from schemas.config import Secret
 from schemas.errors import Blocked, Conflict, Gone, Misconfigured, NormalizationError, Rejected, Unavailable
 from schemas.events import identity, split_identity
@@ -517,12 +518,28 @@ class TeleMessage(Connector[Settings, Account]):
             {
                 "account_id": _id(user),
                 "identities": (identity("userName", str(user.get("mobilePhone", ""))),),
-                "active": user.get("status") == "active",
+                "active": None if user.get("status") == "pending" else user.get("status") == "active",
+                "values": _shown(user),
             }
             for user in users
         ]
         following = answer.body.get("next")
         return page, str(following) if following else None
+
+    def expected(self, account: Account) -> Expected:
+        """The number, names and e-mail; without both names the product shows the number as first name."""
+        values = spoken_of(
+            {
+                "name.givenName": account.first_name,
+                "name.familyName": account.last_name,
+                'emails[type eq "work"].value': account.email,
+            }
+        )
+        if not values.get("name.givenName") and not values.get("name.familyName"):
+            values.pop("name.givenName", None)
+        return Expected(
+            identities=(identity("userName", account.number),), values={"userName": account.number, **values}
+        )
 
     async def imagine(self, write: Write, made_id: str, held: Held, ctx: Delivery | None) -> Imagined | None:
         """For rehearsals: every answer is the whole user, of whom there is no reading by id."""
@@ -660,6 +677,16 @@ _ATTRIBUTE_OF = {
     "email": 'emails[type eq "work"].value',
     "status": "active",
 }
+
+
+def _shown(user: Mapping[str, Any]) -> dict[str, str | None]:
+    """What the list shows of the managed attributes."""
+    return {
+        "userName": held_text(user.get("mobilePhone")),
+        "name.givenName": held_text(user.get("firstName")),
+        "name.familyName": held_text(user.get("lastName")),
+        'emails[type eq "work"].value': held_text(user.get("email")),
+    }
 
 
 def _kept(value: str | UnsetType | None) -> str | UnsetType:

@@ -4,6 +4,8 @@
 `{"do": "identities", "document": {...}}`  -> `{"ok", "account_keys"}`
 `{"do": "refresh"}`                        -> `{"ok", "code", "message"}`
 `{"do": "plan", "event": {...}}`           -> `Planned` of `workers/rehearsals.py`
+`{"do": "list", "cursor": "..."}`          -> `schemas.comparison.Listing`: one part of the accounts
+`{"do": "expect", "documents": [...]}`     -> `schemas.comparison.Expectations`: how users would show in that list
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from connectors.contract import Finding
 from schemas.errors import ConnectorError
 from schemas.events import decode_event
 from schemas.resources import User
+from workers.listing import expectations, list_accounts
 from workers.rehearsals import PLAN_S, Planned, plan
 from workers.targets import Served
 
@@ -28,12 +31,17 @@ FINDINGS_MAX = 50
 
 
 class Question(Struct, frozen=True):
-    """What is asked. `document`: a SCIM user, for `identities`. `event`: an event as it would be sent, for `plan`."""
+    """What is asked. `document`: a SCIM user, for `identities`. `event`: an event as it would be sent, for `plan`.
 
-    do: Literal["probe", "identities", "refresh", "plan"]
+    `cursor`: where the part begins, for `list`. `documents`: SCIM users, for `expect`.
+    """
+
+    do: Literal["probe", "identities", "refresh", "plan", "list", "expect"]
     document: dict[str, Any] = {}
     event: msgspec.Raw = msgspec.Raw(b"{}")
     show_values: bool = False
+    cursor: str = ""
+    documents: tuple[dict[str, Any], ...] = ()
 
 
 class Answer(Struct, frozen=True, kw_only=True):
@@ -62,6 +70,10 @@ async def answer(served: Served, body: bytes) -> bytes:
             reply = await _refresh(served)
         case "plan":
             return msgspec.json.encode(await _plan(served, question))
+        case "list":
+            return msgspec.json.encode(await list_accounts(served, question.cursor))
+        case "expect":
+            return msgspec.json.encode(await expectations(served, question.documents))
         case _:
             reply = _identities(served, question.document)
     return msgspec.json.encode(reply)
