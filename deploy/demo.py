@@ -52,6 +52,9 @@ port = {port}
 operator_port = {operator_port}
 operator_token = {{ file = "{data}/secrets/operator" }}
 
+[gateway.limits]
+requests_per_s_per_target = "unlimited"  # the emulated Entra is in a hurry; 100 otherwise
+
 [nats]
 url = "nats://127.0.0.1:{nats_port}"
 

@@ -14,12 +14,11 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import uvicorn
 from ulid import ULID
 
 from gateway.access import write_access_file
@@ -28,6 +27,8 @@ from gateway.dispatch import SWEEP_EVERY_S, Dispatcher
 from gateway.intake import Intake, Waiters
 from gateway.jetstream import JetStream
 from gateway.keys import Keys, pepper_in
+from gateway.limits import Overload, SheddingReports, Sources
+from gateway.listener import HttpServer, allow_open_files, listen
 from gateway.metrics import Metrics
 from gateway.operators import Services, create_app, end_streams
 from gateway.outcomes import Outcomes
@@ -42,9 +43,6 @@ from schemas.topology import PRESENCE_TTL_S
 
 PEPPER_FILE = "keys.pepper"
 CONFIG_LOOK_EVERY_S = 2.0
-SHUTDOWN_S = 10
-KEEP_ALIVE_S = 75
-"""Longer than callers keep idle connections, so that no request meets one that is just being closed."""
 RESTART_WAIT_S = 1.0
 OPERATOR_TOKEN_BYTES = 32
 GC_THRESHOLDS = (5_000, 20, 20)
@@ -182,6 +180,7 @@ class Gateway:
         )
         self.keys = Keys(self.store, self._pepper(), now=time.time, clock=time.monotonic)
         self.refused = RefusedSignIns(time.time)
+        self.overload = Overload(on_step=self.metrics.set_overload, on_shed=self.metrics.count_shed)
         try:
             await self._serve(clock)
         finally:
@@ -194,13 +193,18 @@ class Gateway:
 
     async def _serve(self, clock: SystemClock) -> None:
         gateway = self.config.gateway
-        scim_socket = _listen(gateway.host, gateway.port)
-        operator_socket = _listen(gateway.operator_host, gateway.operator_port)
+        scim_socket = listen(gateway.host, gateway.port)
+        operator_socket = listen(gateway.operator_host, gateway.operator_port)
+        limits, sources = gateway.limits, Sources(gateway.trusted_proxies)
+        allow_open_files(limits)
         public_url = gateway.public_url or _url(scim_socket)
         token = self._operator_token()
         register_secret(token)
         operators = create_app(self._services(clock, public_url, token))
-        servers = [_Server(scim_app(self._scim_parts()), scim_socket), _Server(operators, operator_socket)]
+        servers = [
+            HttpServer(scim_app(self._scim_parts()), scim_socket, limits, sources),
+            HttpServer(SheddingReports(operators, self.overload), operator_socket, limits, sources),
+        ]
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
@@ -208,6 +212,7 @@ class Gateway:
         self.spawn(self._connect_and_fold())
         self.spawn(self._for_ever("sweep", self._sweep))
         self.spawn(self._for_ever("config", self._look_at_config))
+        self.spawn(self._for_ever("overload", lambda: self.overload.watch(lambda: self.store.jobs_waiting)))
         log.info("gateway.started", scim=_url(scim_socket), operators=_url(operator_socket), targets=len(self.targets))
         gc.collect()
         gc.freeze()  # what was loaded until now stays; looking through it again and again cost a tenth of all time
@@ -322,6 +327,8 @@ class Gateway:
             targets=self._known_targets,
             spec_of=self.presences.spec,
             limits=self.config.gateway.limits,
+            trusted_proxies=self.config.gateway.trusted_proxies,
+            overload=self.overload,
             public_url=self.config.gateway.public_url,
             ready=self._ready,
             other_spellings=self._other_spellings,
@@ -353,6 +360,7 @@ class Gateway:
             keys=self.keys,
             metrics=self.metrics,
             refused=self.refused,
+            overload=self.overload.view,
         )
 
     def _live_events(self) -> AsyncIterator[Mapping[str, Any]]:
@@ -369,52 +377,6 @@ class _CountedOutcomes(Outcomes):
     async def fold(self, outcome: Any) -> None:
         await super().fold(outcome)
         self.metrics.count_outcome(outcome.target, outcome.result.value, outcome.ended_at)
-
-
-class _Server(uvicorn.Server):
-    """A uvicorn server that leaves signals to the process and listens on a socket that is bound already."""
-
-    def __init__(self, app: Any, listener: socket.socket) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                loop="none",
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                access_log=False,
-                log_level="warning",
-                server_header=False,
-                date_header=False,
-                timeout_graceful_shutdown=SHUTDOWN_S,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                backlog=1024,
-            )
-        )
-        self.listener = listener
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals belong to the process, not to one of its two listeners."""
-        yield
-
-    async def serve_here(self) -> None:
-        """Serve until told to stop."""
-        await self.serve(sockets=[self.listener])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(
-            family, socket.SOCK_STREAM, socket.IPPROTO_TCP
-        )  # else answers wait for Nagle on asyncio
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except OSError as exc:
-        raise ConfigurationError(f"{host}:{port}", [f"cannot listen: {exc.strerror or exc}"]) from exc
-    listener.setblocking(False)
-    return listener
 
 
 def _url(listener: socket.socket) -> str:

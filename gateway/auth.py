@@ -1,4 +1,4 @@
-"""Who calls, and how often: the two questions every SCIM request is asked before it may cost anything.
+"""Who calls: the question every SCIM request is asked before it may cost anything.
 
 The answer to everybody who may not is the same, whatever the reason (security requirement S4), but for an id; under that id the
 operator finds what was asked, what was expected and what came.
@@ -12,17 +12,13 @@ from collections.abc import Callable, Iterable, Mapping
 from gateway.entra_keys import KeysUnavailable
 from gateway.entra_tokens import TOKEN_CHARS_MAX, EntraTokens, wanted_token
 from gateway.keys import PREFIX, Keys
-from gateway.messages import ScimError, too_many_requests, unauthorized, unavailable
+from gateway.limits import Buckets, too_many_refusals
+from gateway.messages import ScimError, unauthorized, unavailable
 from gateway.oauth import KEY_SERVER_RETRY_AFTER_S, TOKEN_PREFIX, UNKNOWN_TARGET, AccessTokens
 from gateway.refusals import Check, CheckVerdict, RefusedSignIns
 from schemas.config import SignInWay, TargetSettings
 from schemas.logs import logger
 
-SOURCES_MAX = 10_000
-"""Callers whose rate is remembered at once; beyond it the longest unheard is forgotten."""
-BURST_S = 2.0
-"""A bucket holds what its rate gives in this many seconds."""
-RETRY_AFTER_S = 1
 KEY_CHARS_MAX = 512
 
 _SCHEME = b"bearer "
@@ -31,44 +27,6 @@ _KEY_START = f"{PREFIX}_"
 _DOTS_OF_JWT = 2
 
 log = logger()
-
-
-class Buckets:
-    """Token buckets, one per name (a target, a source address).
-
-    Args:
-        rate_per_s: requests per second each may make in the long run.
-        clock: monotonic seconds.
-    """
-
-    def __init__(self, rate_per_s: float, clock: Callable[[], float]) -> None:
-        self._rate_per_s = rate_per_s
-        self._burst = max(1.0, rate_per_s * BURST_S)
-        self._clock = clock
-        self._held: dict[str, tuple[float, float]] = {}
-
-    def __len__(self) -> int:
-        """How many names are remembered."""
-        return len(self._held)
-
-    def take(self, name: str) -> None:
-        """Use one token.
-
-        Raises:
-            ScimError: 429 with `Retry-After` when there is none.
-        """
-        now = self._clock()
-        held = self._held.pop(name, None)  # put back at the end: the dictionary is in order of last use
-        if held is None:
-            tokens = self._burst
-            if len(self._held) >= SOURCES_MAX:
-                del self._held[next(iter(self._held))]
-        else:
-            tokens = min(self._burst, held[0] + (now - held[1]) * self._rate_per_s)
-        if tokens < 1.0:
-            self._held[name] = (tokens, now)
-            raise too_many_requests(RETRY_AFTER_S)
-        self._held[name] = (tokens - 1.0, now)
 
 
 def bearer(headers: Iterable[tuple[bytes, bytes]], chars_max: int = KEY_CHARS_MAX) -> str | None:
@@ -96,6 +54,7 @@ class Authenticator:
         tokens: verifies tokens of our own token endpoint.
         targets: settings of the configured targets by name.
         refused: where refusals are explained.
+        refusals: how many of them a source is told about in full.
     """
 
     def __init__(
@@ -105,19 +64,28 @@ class Authenticator:
         tokens: AccessTokens,
         targets: Callable[[], Mapping[str, TargetSettings]],
         refused: RefusedSignIns,
+        refusals: Buckets,
     ) -> None:
         self._keys = keys
         self._entra = entra
         self._tokens = tokens
         self._targets = targets
         self._refused = refused
+        self._refusals = refusals
 
-    async def admit(self, target: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    async def admit(self, target: str, headers: Iterable[tuple[bytes, bytes]], source: Callable[[], str]) -> None:
         """Let a request pass that carries a live key, or an accepted token, of this target.
 
+        A source that was refused too often is still asked for its key first: what is right passes, whoever else fails behind the
+        same address. Only what is wrong is told less, and costs no look-up, no log line and no record any more.
+
+        Args:
+            source: where the request comes from; only asked when it is refused.
+
         Raises:
-            ScimError: 401, the same but for its id for an unknown target and whatever is wrong with a key or token; 503 when all
-                of a token fits but the key of its signature cannot be had now.
+            ScimError: 401, the same but for its id for an unknown target and whatever is wrong with a key or token; 429 in its
+                place for a source that was refused too often; 503 when all of a token fits but the key of its signature cannot be
+                had now.
             StoreError: the keys cannot be read.
         """
         settings = self._targets().get(target)
@@ -125,31 +93,38 @@ class Authenticator:
         if settings is None:
             if token is not None:
                 await self._keys.check("", token[:KEY_CHARS_MAX])  # takes as long as for a target there is
+            self._count(source)
             # the name was chosen by the caller and stays out of the log
             raise self._refusal(UNKNOWN_TARGET, "unknown_target", [_failed("target", "a configured one", "another")])
         if token is None:
+            self._count(source)
             expected = "one header, Authorization: Bearer ..."
             raise self._refusal(target, "missing", [_failed("token", expected, _instead(headers))])
         way = "key" if token.startswith(_KEY_START) else _way(token, settings)
         if way not in settings.auth:
+            self._count(source)
             raise self._refusal(target, "way_not_allowed", [_auth_check(way, settings)])
         if way == "key":
             refusal = await self._keys.check(target, token) if len(token) <= KEY_CHARS_MAX else "malformed"
             if refusal is not None:
+                self._count(source)
                 explained = await self._keys.explained(target, token[: KEY_CHARS_MAX + 1])
                 raise self._refusal(target, refusal, [_auth_check("key", settings), *explained])
         elif way == "oauth":
-            await self._by_own_token(target, settings, token)
+            await self._by_own_token(target, settings, token, source)
         else:
-            await self._by_entra_token(target, settings, token)
+            await self._by_entra_token(target, settings, token, source)
 
-    async def _by_own_token(self, target: str, settings: TargetSettings, token: str) -> None:
+    async def _by_own_token(self, target: str, settings: TargetSettings, token: str, source: Callable[[], str]) -> None:
         refusal = await self._tokens.check(target, settings, token)
         if refusal is not None:
+            self._count(source)
             explained = await self._tokens.explain(target, settings, token)
             raise self._refusal(target, refusal, [_auth_check("oauth", settings), *explained])
 
-    async def _by_entra_token(self, target: str, settings: TargetSettings, token: str) -> None:
+    async def _by_entra_token(
+        self, target: str, settings: TargetSettings, token: str, source: Callable[[], str]
+    ) -> None:
         assert settings.entra is not None, "a configuration without it is refused"
         try:
             verdict = await self._entra.check(token, wanted_token(settings.entra))
@@ -157,7 +132,17 @@ class Authenticator:
             # a 401 would make Entra stop the whole job, and nothing is known against this caller
             raise unavailable("Entra's signing keys cannot be reached", KEY_SERVER_RETRY_AFTER_S) from None
         if verdict.cause is not None:
+            self._count(source)
             raise self._refusal(target, verdict.cause, [_auth_check("entra", settings), *verdict.checks])
+
+    def _count(self, source: Callable[[], str]) -> None:
+        """One more refusal of this source.
+
+        Raises:
+            ScimError: 429 when it has had too many.
+        """
+        if not self._refusals.take(source()):
+            raise too_many_refusals()
 
     def _refusal(self, target: str, cause: str, checks: Iterable[Check]) -> ScimError:
         """The one answer to whoever may not; kept for the operator."""

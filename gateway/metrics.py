@@ -13,6 +13,7 @@ from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
+    Gauge,
     disable_created_metrics,
     generate_latest,
 )
@@ -63,6 +64,25 @@ class Metrics:
             ("target", "result"),
             registry=self._registry,
         )
+        self._overload = Gauge(
+            "provgate_overload_step",
+            "What is left out for want of time: 0 nothing, 1 reports, 2 lists too, 3 writes too.",
+            registry=self._registry,
+        )
+        self._shed = Counter(
+            "provgate_shed_total",
+            "Requests refused for want of time: reports, lists or writes.",
+            ("what",),
+            registry=self._registry,
+        )
+
+    def set_overload(self, step: int) -> None:
+        """What is left out from now on; see `gateway/limits.py`."""
+        self._overload.set(step)
+
+    def count_shed(self, what: str) -> None:
+        """One request was refused for want of time. `what` is `reports`, `lists` or `writes`."""
+        self._shed.labels(what).inc()
 
     def know(self, targets: Iterable[str]) -> None:
         """The configuration changed: these names may be labels from now on."""

@@ -34,6 +34,7 @@ from gateway.dispatch import Clock, Dispatcher
 from gateway.keys import CLIENT_DAYS_DEFAULT, DAYS_DEFAULT, KeyProblem, Keys, Kind, kind_of
 from gateway.ledger import NO_KEYS, Ledger, apply_effects
 from gateway.lifecycle import InvariantBroken, Row, discard, redrive
+from gateway.limits import OverloadView
 from gateway.metrics import CONTENT_TYPE, Metrics, TargetGauges
 from gateway.refusals import RefusedSignIn, RefusedSignIns
 from gateway.store import Reader, Store
@@ -76,6 +77,7 @@ class Services(Struct, kw_only=True):
         public_url: how Entra reaches this gateway, e.g. `https://provgate.example.com`; for Tenant URLs.
         new_id: ids of new generations (ULIDs).
         refused: what the SCIM listener of this process refused, and why.
+        overload: what is left out for want of time in this process, if anybody watches.
         hosts: further host names under which this listener is reached; addresses and `localhost` always are.
     """
 
@@ -91,6 +93,7 @@ class Services(Struct, kw_only=True):
     keys: Keys
     metrics: Metrics
     refused: RefusedSignIns = field(default_factory=lambda: RefusedSignIns(time.time))
+    overload: Callable[[], OverloadView | None] = lambda: None
     hosts: tuple[str, ...] = ()
 
 
@@ -231,13 +234,18 @@ async def status(services: Given, target: FromQuery[str | None] = None) -> views
     seen, waiting = await _look(services, around, names)
     problems = {view.name: view.problems for view in seen if view.enabled}
     waits = {view.name: view.counts.waiting + view.counts.blocked for view in seen}
+    overload = services.overload()
     return views.StatusView(
         at=around.now,
         sentence=explain.status_sentence(problems, waits, bus_connected=around.bus_connected),
-        fine=around.bus_connected and bool(problems) and not any(problems.values()),
+        fine=around.bus_connected
+        and bool(problems)
+        and not any(problems.values())
+        and (overload is None or not overload.step),
         bus_connected=around.bus_connected,
         targets=seen,
         waiting=waiting,
+        overload=overload,
     )
 
 

@@ -75,7 +75,8 @@ def _row(table: Table, *cells: Any) -> None:
 def status(answer: Mapping[str, Any]) -> RenderableType:
     """The sentence, a line per target, and what waits and why."""
     now = answer["at"]
-    parts: list[RenderableType] = [plain(answer["sentence"], "bold green" if answer["fine"] else "bold"), Text("")]
+    parts: list[RenderableType] = [plain(answer["sentence"], "bold green" if answer["fine"] else "bold")]
+    parts += [*_overload(answer.get("overload"), now), Text("")]
     if answer["targets"]:
         parts.append(target_lines(answer["targets"], now))
     for target in answer["targets"]:
@@ -85,6 +86,21 @@ def status(answer: Mapping[str, Any]) -> RenderableType:
     if answer["waiting"]:
         parts += [Text("\nWhat waits, and why", style="bold"), waiting(answer["waiting"], now)]
     return Group(*parts)
+
+
+def _overload(overload: Mapping[str, Any] | None, now: float) -> list[Text]:
+    """What is left out for want of time, and why; nothing when all is served."""
+    if not overload or not overload["step"]:
+        return []
+    load = overload["load"]
+    refused = sum(overload["refused"].values())
+    return [
+        plain(f"Too much to do since {ago(overload['since'], now)}: left out are {overload['leaves_out']}.", "yellow"),
+        plain(
+            f"  The event loop is {load['lag_s']:.2f} s late, {load['jobs_waiting']:,} changes wait for the store, "
+            f"{load['requests']:,} requests are in work; {refused:,} were refused so far."
+        ),
+    ]
 
 
 def target_lines(targets: Sequence[Mapping[str, Any]], now: float) -> Table:

@@ -15,6 +15,7 @@ from msgspec import Struct
 from gateway import explanations as explain
 from gateway.keys import DAY_S, Kind, is_live, kind_of
 from gateway.lifecycle import Row
+from gateway.limits import OverloadView
 from gateway.records import AttemptRecord, AuditRecord, DeadCause, EventRecord, KeyRecord
 from gateway.refusals import RefusedSignIn
 from gateway.store import Reader
@@ -132,7 +133,7 @@ class WaitingView(Struct, frozen=True, kw_only=True):
 
 
 class StatusView(Struct, frozen=True, kw_only=True):
-    """The overview: one sentence, every target, and what waits and why."""
+    """The overview: one sentence, every target, what waits and why, and what is left out for want of time."""
 
     at: float
     sentence: str
@@ -140,6 +141,7 @@ class StatusView(Struct, frozen=True, kw_only=True):
     bus_connected: bool
     targets: tuple[TargetView, ...]
     waiting: tuple[WaitingView, ...]
+    overload: OverloadView | None = None
 
 
 class TargetsView(Struct, frozen=True):

@@ -48,7 +48,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "tenacity": ("connectors/http.py",),
     "structlog": ("schemas/logs.py",),
     "prometheus_client": ("gateway/metrics.py",),
-    "uvicorn": ("gateway/app.py", "deploy/emulators/"),
+    "uvicorn": ("gateway/listener.py", "deploy/emulators/"),
     "tomllib": ("schemas/config.py",),
 }
 """Each library has one home; who wants what it does asks that module."""

@@ -29,6 +29,9 @@ port = {scim}
 operator_port = {operator}
 operator_token = {{ file = "{folder}/operator-token" }}
 
+[gateway.limits]
+requests_per_s_per_target = "unlimited"
+
 [nats]
 url = "nats://127.0.0.1:{nats}"
 

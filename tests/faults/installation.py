@@ -39,6 +39,9 @@ port = {gateway}
 operator_port = {operator}
 operator_token = {{ file = "{data}/secrets/operator" }}
 
+[gateway.limits]
+requests_per_s_per_target = "unlimited"
+
 [nats]
 url = "nats://127.0.0.1:{nats}"
 

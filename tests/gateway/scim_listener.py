@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -17,7 +16,6 @@ from typing import Any
 
 import aiohttp
 import msgspec
-import uvicorn
 from msgspec import Struct
 from yarl import URL
 
@@ -26,6 +24,8 @@ from gateway.bus import Message, ProbeReply, Published
 from gateway.dispatch import Dispatcher
 from gateway.intake import Intake, Waiters
 from gateway.keys import PEPPER_BYTES, Keys
+from gateway.limits import Sources
+from gateway.listener import HttpServer, listen
 from gateway.outcomes import Outcomes
 from gateway.scim_app import ScimParts, scim_app
 from gateway.store import Store
@@ -37,6 +37,7 @@ from schemas.specs import Attribute, Spec
 from workers.delivery import deliver
 
 START_WAIT_S = 10.0
+UNPACED = LimitSettings(requests_per_s_per_target="unlimited", refused_sign_ins_per_min_per_source="unlimited")
 STREAM = "stream-1"
 ALPHA, BETA = "alpha", "beta"
 USER = "urn:ietf:params:scim:schemas:core:2.0:User"
@@ -241,6 +242,7 @@ class Listener:
         self.port = port
         self.tokens = tokens
         self.intake: Intake
+        self.server: HttpServer
         self.ready = True
         self.session: aiohttp.ClientSession
 
@@ -339,11 +341,13 @@ async def listening(
     """Start a listener; everything is stopped at the end.
 
     Args:
+        limits: without, those of the product but for the rate of a target.
         shelf: the product behind both targets; one without groups when None.
         targets: settings by name; without, ALPHA and BETA as they come.
         parts: further fields of `ScimParts`.
     """
     own = store is None
+    limits = limits or UNPACED
     store = store or Store.open(folder / "store.sqlite3")
     tasks: set[asyncio.Task[None]] = set()
 
@@ -395,25 +399,15 @@ async def listening(
             keys=keys,
             targets=lambda: settings,
             ready=ready,
-            limits=limits or LimitSettings(),
+            limits=limits,
             **{"spec_of": lambda target: shelf.spec, **parts},
         )
     )
-    talk = socket.socket(proto=socket.IPPROTO_TCP)  # without the protocol asyncio leaves Nagle on: 40 ms per answer
-    talk.bind(("127.0.0.1", 0))
+    talk = listen("127.0.0.1", 0)
     listener.port = talk.getsockname()[1]
-    config = uvicorn.Config(
-        app,
-        loop="none",
-        http="httptools",
-        access_log=False,
-        log_level="critical",
-        lifespan="on",
-        timeout_graceful_shutdown=2,
-        timeout_keep_alive=75,
-    )
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve(sockets=[talk]))
+    server = HttpServer(app, talk, limits, Sources(parts.get("trusted_proxies", ())))
+    listener.server = server
+    serving = asyncio.create_task(server.serve_here())
     try:
         async with asyncio.timeout(START_WAIT_S):
             while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
