@@ -279,6 +279,8 @@ def waiting_cause(state: str, stopped: Cause | None, *, code: str, message: str,
         # rows that wait for a neighbour name its id; for a person these are one cause
         if code in ("identity_held", "account_of_another"):
             return Cause(code, sentence_of(message))
+        if code in _REFERENCES:
+            return Cause(code, _REFERENCES[code])
         on = blocked_on or "something the product did not name"
         return Cause(f"blocked:{on}", sentence_of(message) or f"Waits for {on}.")
     if stopped is not None:
@@ -287,6 +289,11 @@ def waiting_cause(state: str, stopped: Cause | None, *, code: str, message: str,
         return Cause(code or "retrying", sentence_of(message) or "Tried again after a transient failure.")
     return Cause("queued", "Waits for its turn.")
 
+
+_REFERENCES = {
+    "manager_missing": "Everything was applied but the manager, who has no account at the product yet; goes on by itself.",
+    "member_missing": "All other members are in; the rest have no account at the product yet and follow by themselves.",
+}
 
 # ---- causes of dead letters
 

@@ -159,6 +159,22 @@ async def test_the_idempotency_key_of_a_call_is_in_its_step() -> None:
     assert ctx.steps[0].key == "E-1:create"
 
 
+async def test_the_trace_of_a_delivery_goes_along_with_its_calls_and_with_no_other() -> None:
+    """Reliability section 5, W3C Trace Context: what Entra's request began is one trace as far as the product."""
+    seen: list[str | None] = []
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        seen.append(request.headers.get("traceparent"))
+        return web.json_response({})
+
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    async with serving(answer) as url, client(url) as http:
+        await http.request("GET", "/Users", ctx=Delivery(traceparent=trace), headers={"Accept": "application/json"})
+        await http.request("GET", "/Users", ctx=Delivery())
+        await http.request("GET", "/Users")
+    assert seen == [trace, None, None]
+
+
 @pytest.mark.parametrize("bad", ["", ".", ".."])
 async def test_an_id_that_would_change_the_path_is_never_sent(bad: str) -> None:
     """S9: encoded paths; dots alone survive encoding and would climb."""

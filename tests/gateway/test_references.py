@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from aiohttp import web
 
 from connectors.contract import Delivery
+from connectors.http import HttpClient
 from gateway.lifecycle import Row, dispatch, manager_of
 from gateway.store import Store
 from schemas.errors import Gone, Unavailable
 from schemas.events import ProvisioningEvent, decode_event, event_headers, made_traceparent, valid_traceparent
 from schemas.resources import ENTERPRISE_SCHEMA, User
 from schemas.states import State
+from tests.connectors.test_http import client, serving
+from tests.connectors.test_sofa import access_key, connected, emulator  # noqa: F401 - fixtures
+from tests.gateway.scim_listener import USER, Shelf, listening
 from tests.gateway.test_memberships import NOBODY, TARGET, Desk, HandBus, LossyShelf, taken
 from tests.gateway.test_store import location, postgres, postgres_url, store  # noqa: F401 - fixtures
 from tests.simulation.memory import Memory, MemoryLedger
@@ -187,7 +193,8 @@ async def test_who_leads_themselves_needs_two_deliveries(office: Office) -> None
     await office.work()
 
     assert await office.leader(ada) == await office.account(ada)
-    assert (await office.row(ada)).state is State.APPLIED
+    row = await office.row(ada)
+    assert (row.state, row.fence) == (State.APPLIED, 2)
 
 
 @pytest.mark.parametrize("end", ["deleted", "never there"])
@@ -475,6 +482,58 @@ async def test_a_deleted_account_is_nobodys(office: Office) -> None:
     await office.work()
     row = await office.row(user)
     assert (row.state, row.account_id, row.account_created) == (State.GONE, None, None)
+
+
+# ---- the whole way
+
+
+async def test_a_manager_set_in_entra_is_the_direct_superior_at_sofa(
+    tmp_path: Path,
+    emulator: Any,  # noqa: F811 - the fixture of that name
+    access_key: Path,  # noqa: F811 - the fixture of that name
+) -> None:
+    """vendors.md 5.3: from the PATCH that Entra sends, through store, event and delivery, to Sofa's own id."""
+    product, url = emulator
+    async with connected(url, access_key) as sofa, listening(tmp_path, shelf=sofa) as scim:
+        ids = []
+        for number in (1, 2):
+            object_id = f"00000000-0000-4000-8000-{number:012}"
+            ids.append((await scim.user(f"user-{number}@firma.example", externalId=object_id))["id"])
+        boss, clerk = ids
+        operation = {"op": "Add", "path": f"{ENTERPRISE_SCHEMA}:manager", "value": boss}
+        answer = await scim.patch(f"/Users/{clerk}", operation)
+        assert (answer.status, answer.body[ENTERPRISE_SCHEMA]["manager"]["value"]) == (200, boss)
+        held = {user["user_name"]: user for user in product.state()["users"].values()}
+        assert held["user-2@firma.example"]["direct_superior"] == held["user-1@firma.example"]["id"]
+
+
+class Calling(Shelf):
+    """A product that is called over HTTP for every new account."""
+
+    http: HttpClient
+
+    async def create(self, account: User, ctx: Delivery) -> str:
+        await self.http.request("POST", "/accounts", json={}, ctx=ctx)
+        return await super().create(account, ctx)
+
+
+async def test_the_trace_of_a_scim_request_reaches_the_product(tmp_path: Path) -> None:
+    """reliability section 5: one trace from Entra's request to the product's call; without one, or a broken one, we begin it."""
+    seen: list[str | None] = []
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        seen.append(valid_traceparent(request.headers.get("traceparent")))
+        return web.json_response({})
+
+    shelf = Calling()
+    async with serving(answer) as url, client(url) as http, listening(tmp_path, shelf=shelf) as scim:
+        shelf.http = http
+        for number, headers in enumerate(({"traceparent": TRACE}, {}, {"traceparent": "broken"})):
+            body = {"schemas": [USER], "userName": f"user-{number}@contoso.example"}
+            assert (await scim.post("/Users", body, headers=headers)).status == 201
+    assert seen[0] == TRACE
+    assert None not in seen
+    assert len(set(seen)) == 3
 
 
 # ---- old events, traces
