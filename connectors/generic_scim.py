@@ -776,8 +776,9 @@ on_delete = "deactivate"
     async def _remove_members(self, group_id: str, chunk: list[str], ctx: Delivery) -> None:
         """Who is not a member any more is removed already: products answer that with noTarget (RFC 7644 section 3.5.2.2)."""
         operations = [{"op": "remove", "path": f"members[value eq {literal(one)}]"} for one in chunk]
-        answer = await self.scim.patch(group_id, operations, ctx, kind=self._groups, expect=(400,))
-        if answer.status != 400:
+        version = await self._group_version(group_id, ctx)
+        answer = await self.scim.patch(group_id, operations, ctx, kind=self._groups, expect=(400, 412), version=version)
+        if self._unless_changed(answer).status != 400:
             return
         if _scim_type(answer) != "notarget":
             raise error_of(self.title, "PATCH", self.scim.path(f"/{self._groups}/{{id}}"), answer)
@@ -787,12 +788,19 @@ on_delete = "deactivate"
     async def _add_members(self, group_id: str, chunk: list[str], ctx: Delivery, *, last: bool) -> bool:
         """False when a member is unknown there; of several, one stranger refuses all."""
         operations = [{"op": "add", "path": "members", "value": [{"value": one} for one in chunk]}]
-        answer = await self.scim.patch(group_id, operations, ctx, kind=self._groups, expect=(400, 422))
-        if answer.status < 300:
+        version = await self._group_version(group_id, ctx)
+        answer = await self.scim.patch(
+            group_id, operations, ctx, kind=self._groups, expect=(400, 412, 422), version=version
+        )
+        if self._unless_changed(answer).status < 300:
             return True
         if last:
             await self._still_there(chunk[0], answer, "PATCH", ctx)
         return False
+
+    async def _group_version(self, group_id: str, ctx: Delivery) -> str:
+        """The version a change of members is meant for; it moves with every call."""
+        return _version(await self.scim.read(group_id, ctx, kind=self._groups)) if self.settings.etag else ""
 
     async def _replace_members(self, group_id: str, add: Sequence[str], remove: Sequence[str], ctx: Delivery) -> None:
         held = await self.scim.read(group_id, ctx, kind=self._groups)
