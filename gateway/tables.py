@@ -19,7 +19,7 @@ from gateway.visibility import is_visible
 from schemas.events import Reason
 from schemas.states import Change, State
 
-SCHEMA = "0005"
+SCHEMA = "0006"
 """The newest migration; older stores are brought up to it at start, newer ones are refused."""
 
 _Sequence = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
@@ -311,6 +311,52 @@ class Audit(_Table, table=True):
     detail: str
     previous: str
     hash: str
+
+
+class Lease(_Table, table=True):
+    """Work that one gateway does at a time, and until when it is taken for alive."""
+
+    name: str = Field(primary_key=True)
+    holder: str
+    until: float
+
+
+class ReconcileReport(_Table, table=True):
+    """What the last reconciliation of a target came to. `counts` and `codes` are JSON; `size`: of the last whole list."""
+
+    __tablename__ = "reconcile_report"
+
+    target: str = Field(primary_key=True)
+    id: str
+    state: str
+    mode: str
+    started_at: float
+    ended_at: float
+    compared: int
+    listed: int
+    size: int
+    repaired: int
+    counts: str
+    codes: str
+    code: str
+    message: str
+
+
+class ReconcileFinding(_Table, table=True):
+    """One difference of the last report of a target; the label is masked."""
+
+    __tablename__ = "reconcile_finding"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    target: str = Field(primary_key=True)
+    n: int = Field(primary_key=True)
+    class_name: str
+    code: str
+    resource: str
+    account_id: str
+    label: str
+    attributes: str
+    message: str
 
 
 METADATA = _Table.metadata
