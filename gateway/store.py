@@ -299,6 +299,11 @@ class Transaction(protocol.Ledger):
         self._keys: dict[str, Keys] = {}
         self._closed: dict[str, tuple[int, str, float]] = {}
 
+    @property
+    def connection(self) -> _Connection:
+        """For the statements of other modules of the store, e.g. `gateway/reports_store.py`."""
+        return self._db
+
     # ---- rows
 
     def row(self, resource: str) -> Row | None:
@@ -467,6 +472,13 @@ class Transaction(protocol.Ledger):
         self._db.do("modify_groups_of", member=resource, now=now)
         self._db.do("forget_member", member=resource)
 
+    def refer_again(self, row: Row, now: float) -> None:
+        self._loaded.clear()
+        which = {"member": row.id, "target": row.target}
+        self._db.do("unsettle_member", member=row.id)
+        self._db.do("refer_in_flight", **which)
+        self._db.do("refer_again", **which, now=now)
+
     # ---- events and attempts
 
     def add_event(self, row: Row, *, actor: str) -> None:
@@ -596,6 +608,10 @@ class Transaction(protocol.Ledger):
     def hasten(self, target: str, now: float) -> None:
         self._loaded.clear()
         self._db.do("hasten", name=target, now=now)
+
+    def leave_shadow(self, target: str, now: float) -> int:
+        self._loaded.clear()
+        return len(self._db.rows("leave_shadow", name=target, now=now))
 
     def dead_alike(self, target: str, fingerprint: str, since: float) -> tuple[int, int]:
         died = self._db.number("died", name=target, cause=without_nul(fingerprint), since=since)
@@ -787,6 +803,11 @@ class Reader:
     def __init__(self, connection: _Connection) -> None:
         self._db = connection
 
+    @property
+    def connection(self) -> _Connection:
+        """For the statements of other modules of the store, e.g. `gateway/reports_store.py`."""
+        return self._db
+
     # ---- for SCIM
 
     def row(self, resource: str) -> Row | None:
@@ -859,6 +880,25 @@ class Reader:
         more = int(found[-1][SEQ_PLACE]) if len(found) == limit else None
         return [decode_row(columns) for columns in found], more
 
+    def total(self, target: str, kind: str) -> int:
+        """How many resources are shown. Counts an index: about 1 ms per 100,000."""
+        return self._db.number("total", target=target, kind=kind)
+
+    def after(self, target: str, kind: str, place: int, limit: int) -> list[tuple[int, Row]]:
+        """The next shown resources after a place, oldest first, each with its place; costs the same wherever that is."""
+        found = self._db.rows("scan", target=target, kind=kind, after=place, limit=_bounded(limit))
+        return [(int(columns[SEQ_PLACE]), decode_row(columns)) for columns in found]
+
+    def before(self, target: str, kind: str, place: int, limit: int) -> list[tuple[int, Row]]:
+        """The last shown resources before a place, oldest first, each with its place."""
+        found = self._db.rows("scan_back", target=target, kind=kind, before=place, limit=_bounded(limit))
+        return [(int(columns[SEQ_PLACE]), decode_row(columns)) for columns in reversed(found)]
+
+    def places(self, resources: Sequence[str]) -> dict[str, int]:
+        """The places of resources, by id, in the order of `after`."""
+        members = msgspec.json.encode(resources).decode()
+        return {resource: int(seq) for resource, seq in self._db.rows("places", members=members)}
+
     # ---- for operators
 
     def counts(self, target: str) -> dict[State, int]:
@@ -901,9 +941,8 @@ class Reader:
 
     def history(self, resource: str, limit: int = LISTED_MAX) -> tuple[list[EventRecord], list[AttemptRecord]]:
         """The newest `limit` accepted generations and reports of one resource, oldest first."""
-        events = []
-        for columns in reversed(self._db.rows("events_of", id=resource, limit=_bounded(limit))):
-            events.append(_event_record(columns))
+        found = self._db.rows("events_of", id=resource, limit=_bounded(limit))
+        events = [_event_record(columns) for columns in reversed(found)]
         attempts = []
         for columns in reversed(self._db.rows("attempts_of", id=resource, limit=_bounded(limit))):
             values = dict(zip(AttemptRecord.__struct_fields__, columns, strict=True))

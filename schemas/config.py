@@ -94,7 +94,7 @@ class LimitSettings(Struct, frozen=True, kw_only=True):
         count_max: resources on one page; more are never sent, whatever was asked for.
         body_wait_s: how long a body may take, in seconds.
         header_wait_s: how long a new connection may be silent, and how long the headers of a request may take.
-        idle_wait_s: how long a connection may rest between two requests.
+        idle_wait_s: how long a connection may rest between two requests, or leave an answer unread.
         connections_max: open connections of one listener; `connections_per_source_max` of them from one address, unless it is a
             trusted proxy.
         requests_per_s_per_target: what one target is served in the long run, by one gateway process: four times the rate that
@@ -200,6 +200,27 @@ class BrakeSettings(Struct, frozen=True, kw_only=True):
     enabled: bool = True
     count_min: Count = 50
     share: Annotated[float, Meta(gt=0, le=1)] = 0.2
+
+
+class ReconcileSettings(Struct, frozen=True, kw_only=True):
+    """Comparing the product's accounts with what was applied, by itself every so often.
+
+    Args:
+        mode: `report` says what differs; `repair` also has it applied again; `off`: only when an operator asks.
+        every_hours: time between two comparisons.
+        call_share: which part of the product's rate limit a comparison and its repairs may use.
+        list_share_min: a list shorter than this part of the last one is taken for broken.
+        held_share: a repair of more than max(`held_count_min`, this part of the users) waits for an operator's approval.
+        unknown: accounts nobody here has: only said, or deleted where they carry the externalId of a user deleted here.
+    """
+
+    mode: Literal["off", "report", "repair"] = "report"
+    every_hours: Annotated[float, Meta(ge=1, le=24 * 31)] = 24.0
+    call_share: Annotated[float, Meta(gt=0, le=0.2)] = 0.2
+    list_share_min: Annotated[float, Meta(ge=0, le=1)] = 0.8
+    held_share: Annotated[float, Meta(gt=0, le=1)] = 0.05
+    held_count_min: Count = 10
+    unknown: Literal["report", "delete-ours"] = "report"
 
 
 # ---- how Entra signs in
@@ -369,6 +390,7 @@ class TargetSettings(Struct, frozen=True, kw_only=True):
     window: Count = 16
     retry: RetrySettings = RetrySettings()
     brake: BrakeSettings = BrakeSettings()
+    reconcile: ReconcileSettings = ReconcileSettings()
     settings: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
