@@ -1,0 +1,325 @@
+"""A product's accounts beside what Entra wishes: taken in part by part, then sorted into classes.
+
+Two reports come of it. Before the first cycle (`match`):
+
+    matched      exactly one account is this user's and may be linked
+    create       nobody there answers to this user
+    conflict     several_accounts, several_users, linked_elsewhere, exists_under_other_address, not_adopted
+    refused      the product would not take this user; the code and the attribute say why
+    orphan       an account no user of Entra answers to
+
+and afterwards (`reconcile`), about users at rest only:
+
+    missing      the linked account is not there any more
+    drifted      managed attributes differ (their names are said, never their values)
+    reactivated  wished inactive, and active at the product: somebody switched it on by hand
+    double       a second account answers to the same user
+    refused      the product would not take the present wish any more
+    unknown      an account nobody here has; `deleted_here` when a user that was deleted here wrote its externalId
+
+Nothing here writes anything, at the product or in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from gateway.spool import AccountRow, Spool, Wished, WishRow
+from schemas.comparison import (
+    DOCUMENTS_PER_QUESTION_MAX,
+    EXPECT_S,
+    LIST_S,
+    Expectations,
+    ExpectedUser,
+    ExpectQuestion,
+    Listing,
+    ListQuestion,
+)
+
+TRIES_MAX = 6
+RETRY_FIRST_S = 1.0
+RETRY_MAX_S = 60.0
+ANSWER_MARGIN_S = 5.0
+PARTS_MAX = 200_000
+"""Parts of one list; whoever has more repeats itself."""
+MATCH_CLASSES = ("matched", "create", "conflict", "refused", "orphan")
+DIFFERENCES = ("missing", "drifted", "reactivated", "double", "refused", "unknown")
+REPAIRABLE = ("missing", "drifted", "reactivated")
+"""What a repair asks the engine to look at again."""
+
+T = TypeVar("T")
+
+
+class Ask(Protocol):
+    """A question to any worker of a target; None when nobody answered in time."""
+
+    def __call__(self, target: str, question: bytes, wait_s: float) -> Awaitable[bytes | None]: ...
+
+
+Pace = Callable[[int], Awaitable[None]]
+"""Called after a part with the calls to the product it took; rests, and raises `ComparisonFailed` when it is time to stop."""
+
+
+class ComparisonFailed(Exception):
+    """No report came of it; the sentence says why.
+
+    Args:
+        code: stable snake_case name.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Progress(Struct):
+    """How far a comparison is. `of`: users there are in all, 0 while it is not known."""
+
+    stage: str = "starting"
+    accounts: int = 0
+    users: int = 0
+    of: int = 0
+
+
+class Wish(Struct, frozen=True, kw_only=True):
+    """A user to be compared. `document`: a SCIM user."""
+
+    id: str
+    label: str
+    document: Any
+    wished: Wished = "compare"
+    account_id: str | None = None
+    inactive_known: bool = False
+
+
+async def take_accounts(
+    spool: Spool, ask: Ask, target: str, progress: Progress, pace: Pace, sleep: Callable[[float], Awaitable[None]]
+) -> None:
+    """List everything into the spool.
+
+    Raises:
+        ComparisonFailed: the list could not be had as a whole.
+    """
+    progress.stage = "listing"
+    cursor = ""
+    for _ in range(PARTS_MAX):
+        question = msgspec.json.encode(ListQuestion(cursor=cursor))
+        part = await _asked(ask, target, question, LIST_S, Listing, sleep)
+        await asyncio.to_thread(spool.add_accounts, part.accounts)
+        progress.accounts += len(part.accounts)
+        await pace(part.calls)
+        if part.cursor is None:
+            return
+        if part.cursor == cursor:
+            raise ComparisonFailed("connector_bug", "The list does not get on; nothing was concluded from it.")
+        cursor = part.cursor
+    raise ComparisonFailed(
+        "endless_list", f"The list has more than {PARTS_MAX:,} parts; nothing was concluded from it."
+    )
+
+
+async def take_wishes(
+    spool: Spool,
+    ask: Ask,
+    target: str,
+    progress: Progress,
+    wishes: AsyncIterator[Sequence[Wish]],
+    sleep: Callable[[float], Awaitable[None]],
+) -> None:
+    """Have a worker normalize the users, and take them into the spool.
+
+    Raises:
+        ComparisonFailed: no worker could.
+    """
+    progress.stage = "users"
+    async for several in wishes:
+        for at in range(0, len(several), DOCUMENTS_PER_QUESTION_MAX):
+            await take_users(spool, ask, target, several[at : at + DOCUMENTS_PER_QUESTION_MAX], sleep)
+            progress.users += len(several[at : at + DOCUMENTS_PER_QUESTION_MAX])
+
+
+async def take_users(
+    spool: Spool, ask: Ask, target: str, wishes: Sequence[Wish], sleep: Callable[[float], Awaitable[None]]
+) -> None:
+    """Take in at most DOCUMENTS_PER_QUESTION_MAX users. Raises as `take_wishes`."""
+    users = await _expected(ask, target, wishes, sleep)
+    rows = [
+        (wish.id, wish.label, wish.wished, wish.account_id, wish.inactive_known, user)
+        for wish, user in zip(wishes, users, strict=True)
+    ]
+    await asyncio.to_thread(spool.add_wishes, rows)
+
+
+QUESTION_BYTES_MAX = 512 * 1024
+
+
+async def _expected(
+    ask: Ask, target: str, wishes: Sequence[Wish], sleep: Callable[[float], Awaitable[None]]
+) -> list[ExpectedUser]:
+    question = msgspec.json.encode(ExpectQuestion(documents=tuple(wish.document for wish in wishes)))
+    if len(question) > QUESTION_BYTES_MAX and len(wishes) > 1:
+        half = len(wishes) // 2
+        return [
+            *await _expected(ask, target, wishes[:half], sleep),
+            *await _expected(ask, target, wishes[half:], sleep),
+        ]
+    answer = await _asked(ask, target, question, EXPECT_S, Expectations, sleep)
+    if len(answer.users) != len(wishes):
+        raise ComparisonFailed("bad_answer", "A worker answered for other users than it was asked about.")
+    return list(answer.users)
+
+
+async def _asked(
+    ask: Ask, target: str, question: bytes, wait_s: float, type_: type[T], sleep: Callable[[float], Awaitable[None]]
+) -> T:
+    code, message = "no_answer", "No worker answered; is one running that serves this target?"
+    for attempt in range(TRIES_MAX):
+        reply = await ask(target, question, wait_s + ANSWER_MARGIN_S)
+        wait = min(RETRY_MAX_S, RETRY_FIRST_S * 2**attempt)
+        if reply is not None:
+            try:
+                answer: Any = msgspec.json.decode(reply, type=type_)
+            except msgspec.DecodeError:
+                raise ComparisonFailed(
+                    "bad_answer", "A worker's answer cannot be read; is it of this version?"
+                ) from None
+            if answer.ok:
+                return answer  # type: ignore[no-any-return]
+            code, message = answer.code, answer.message
+            if not answer.again:
+                raise ComparisonFailed(code, message)
+            wait = max(wait, min(RETRY_MAX_S, getattr(answer, "retry_after_s", 0.0)))
+        if attempt + 1 < TRIES_MAX:
+            await sleep(wait)
+    raise ComparisonFailed(code, message)
+
+
+# ---- before the first cycle
+
+
+def sort_match(spool: Spool, *, adopt: bool) -> None:
+    """Write the report of a match into the spool.
+
+    Args:
+        adopt: whether this target links accounts it finds.
+    """
+    spool.pair_up()
+
+    def work() -> None:
+        for wish in spool.wishes():
+            if wish.wished != "gone":
+                _match(spool, wish, adopt)
+        for account in spool.untouched():
+            spool.say("orphan", accounts=(account.id,), label=account.label)
+
+    spool.at_once(work)
+
+
+def _match(spool: Spool, wish: WishRow, adopt: bool) -> None:
+    about: dict[str, Any] = {"resource": wish.id, "label": wish.label}
+    if wish.code:
+        attributes = (wish.attribute,) if wish.attribute else ()
+        spool.say("refused", code=wish.code, attributes=attributes, message=wish.message, **about)
+        return
+    held = spool.accounts_of(wish.n)
+    if not held:
+        others = spool.elsewhere(wish.n)
+        if others:
+            spool.touch(*(one.n for one in others))
+            ids = [one.id for one in others]
+            spool.say("conflict", code="exists_under_other_address", accounts=ids, **about)
+        else:
+            spool.say("create", **about)
+        return
+    spool.touch(*(one.n for one in held))
+    ids = [one.id for one in held]
+    if wish.account_id is not None and held[0].id == wish.account_id:
+        held, ids = held[:1], ids[:1]
+    elif len(held) > 1:
+        spool.say("conflict", code="several_accounts", accounts=ids, **about)
+        return
+    else:
+        rivals = spool.rivals(held[0].n, wish.n)
+        code = ""
+        if rivals:
+            code = "several_users"
+        elif held[0].owner and held[0].owner != wish.owner:
+            code = "linked_elsewhere"
+        elif not adopt:
+            code = "not_adopted"
+        if code:
+            spool.say("conflict", code=code, accounts=ids, **about)
+            return
+    spool.say("matched", accounts=ids, attributes=differing(wish, held[0]), **about)
+
+
+def differing(wish: WishRow, account: AccountRow) -> list[str]:
+    """Managed attributes in which an account is not as wished; one that the list does not show is not compared."""
+    paths = [path for path, digest in wish.digests.items() if account.digests.get(path, digest) != digest]
+    if account.active is not None and account.active is not wish.active and not (wish.inactive_known and wish.active):
+        paths.append("active")
+    return sorted(paths)
+
+
+# ---- afterwards
+
+
+def sort_differences(spool: Spool) -> int:
+    """Write the report of a reconciliation into the spool; how many users were compared."""
+    spool.pair_up()
+
+    def work() -> int:
+        compared = sum(_difference(spool, wish) for wish in spool.wishes() if wish.wished != "gone")
+        for account in spool.untouched():
+            left = [wish for wish in spool.leavers(account.n) if wish.owner and wish.owner == account.owner]
+            code = "deleted_here" if left else ""
+            spool.say(
+                "unknown",
+                code=code,
+                resource=left[0].id if left else "",
+                accounts=(account.id,),
+                label=account.label,
+            )
+        return compared
+
+    return int(spool.at_once(work))
+
+
+def _difference(spool: Spool, wish: WishRow) -> bool:
+    held = spool.accounts_of(wish.n)
+    linked = next((one for one in held if one.id == wish.account_id), None)
+    if wish.wished == "moving":
+        spool.touch(*(one.n for one in held))
+        return False
+    about: dict[str, Any] = {"resource": wish.id, "label": wish.label}
+    ids = [wish.account_id] if wish.account_id else []
+    mine = [one for one in held if one is linked or not _has_another(spool, one, wish)]
+    spool.touch(*(one.n for one in mine))
+    if wish.code:
+        attributes = (wish.attribute,) if wish.attribute else ()
+        spool.say("refused", code=wish.code, accounts=ids, attributes=attributes, message=wish.message, **about)
+        return True
+    for one in mine:
+        if one is not linked and linked is not None:
+            spool.say("double", accounts=(wish.account_id or "", one.id), **about)
+    if linked is None:
+        if wish.active and wish.account_id:  # an account that is gone and shall let nobody in needs no repair
+            spool.say("missing", accounts=ids, **about)
+        return True
+    paths = differing(wish, linked)
+    if "active" in paths and not wish.active:
+        spool.say("reactivated", accounts=ids, attributes=paths, **about)
+    elif paths:
+        spool.say("drifted", accounts=ids, attributes=paths, **about)
+    return True
+
+
+def _has_another(spool: Spool, account: AccountRow, wish: WishRow) -> bool:
+    """Whether an account that answers to a user is linked to another one."""
+    return any(linked == account.id for _, linked in spool.rivals(account.n, wish.n))
