@@ -92,6 +92,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._counted = connections
         self._peer: str | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
         self._in_head = False
         self._head_bytes = 0
         self._head_bytes_max = limits.header_bytes_max + limits.url_bytes_max + REQUEST_LINE_EXTRA_BYTES
@@ -118,6 +119,19 @@ class BoundedConnection(HttpToolsProtocol):
         self._disarm()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
+
+    def pause_writing(self) -> None:
+        """The caller reads slower than we answer; it is not waited for without end."""
+        super().pause_writing()
+        if self._unread is None:
+            self._unread = self.loop.call_later(self._limits.idle_wait_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It read on."""
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Parse, and start the clock when this was not the end of what has to come."""
