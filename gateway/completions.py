@@ -1,9 +1,9 @@
 """Requests that are not waited for, and how to ask what became of them (RFC 9967 section 2.5.1).
 
-A client that sends `Prefer: respond-async` with a write is answered 202 as soon as the write is recorded. `Set-Txn` in that answer
-is the id of the event that carries the write, the same that stands in the event's `correlationid` on the bus. `Location` leads here:
-202 again while the write is on its way, then the claims of its completion event. Entra does not send the preference, so nothing
-changes for Entra; `wait` (RFC 7240 section 4.3) makes the client wait up to that long, within the gateway's own budget.
+A client that sends `Prefer: respond-async` with a write is answered 202 as soon as the write is recorded. `Set-Txn` in that
+answer is the id of the event that carries the write, the same that stands in the event's `correlationid` on the bus. `Location`
+leads here: 202 again while the write is on its way, then the claims of its completion event. `wait` (RFC 7240 section 4.3) makes
+the client wait up to that long, within the gateway's own budget. Entra does not send the preference; nothing changes for Entra.
 """
 
 from __future__ import annotations

@@ -21,8 +21,10 @@ from gateway.attributes import (
     AttributeRule,
     fold_name,
 )
+from gateway.cursors import CURSOR_S
 from gateway.filters import AttributePath, parse_path
-from gateway.messages import ScimError, list_response
+from gateway.messages import Limits, ScimError, list_response
+from schemas.events import EVENT_TYPES
 from schemas.resources import ENTERPRISE_SCHEMA, GROUP_SCHEMA, USER_SCHEMA
 from schemas.specs import Attribute, Spec
 
@@ -85,12 +87,12 @@ class Discovery:
 
     Args:
         spec_of: the connector's declaration of a target, None while no worker has announced one.
-        count_max: the most resources one list answer holds.
+        limits: what is announced of them: the most resources in one answer, the most operations and bytes in one bulk.
     """
 
-    def __init__(self, spec_of: Callable[[str], Spec | None], *, count_max: int) -> None:
+    def __init__(self, spec_of: Callable[[str], Spec | None], limits: Limits) -> None:
         self._spec_of = spec_of
-        self._count_max = count_max
+        self._limits = limits
         self._documents: dict[tuple[str, str], _Documents] = {}
 
     def provider_config(self, target: str, base: str) -> bytes:
@@ -127,7 +129,7 @@ class Discovery:
         if kept is None or kept.spec != spec:
             if len(self._documents) >= CACHED_MAX:
                 self._documents.clear()
-            kept = _documents(spec, base, self._count_max)
+            kept = _documents(spec, base, self._limits)
             self._documents[(target, base)] = kept
         return kept
 
@@ -144,7 +146,7 @@ def _found(held: dict[str, bytes], name: str, what: str) -> bytes:
     return body
 
 
-def _documents(spec: Spec | None, base: str, count_max: int) -> _Documents:
+def _documents(spec: Spec | None, base: str, limits: Limits) -> _Documents:
     schemas = schemas_of(spec)
     title = spec.title if spec is not None else "this product"
     schema_bytes: dict[str, bytes] = {}
@@ -164,7 +166,7 @@ def _documents(spec: Spec | None, base: str, count_max: int) -> _Documents:
         types["group"] = _resource_type("Group", f"Group of users of {title}", GROUP_SCHEMA, [], base)
     return _Documents(
         spec=spec,
-        config=_encode(_config(base, count_max)),
+        config=_encode(_config(base, limits)),
         resource_types=types,
         schemas=schema_bytes,
     )
@@ -185,15 +187,28 @@ def _resource_type(name: str, description: str, schema: str, extensions: list[st
     )
 
 
-def _config(base: str, count_max: int) -> dict[str, Any]:
+def _config(base: str, limits: Limits) -> dict[str, Any]:
     return {
         "schemas": [CONFIG_SCHEMA],
         "patch": {"supported": True},
-        "bulk": {"supported": False, "maxOperations": 0, "maxPayloadSize": 0},
-        "filter": {"supported": True, "maxResults": count_max},
+        "bulk": {
+            "supported": True,
+            "maxOperations": limits.operations_max,
+            "maxPayloadSize": limits.bulk_body_bytes_max,
+        },
+        "filter": {"supported": True, "maxResults": limits.count_max},
         "changePassword": {"supported": False},
         "sort": {"supported": False},
         "etag": {"supported": True},
+        "pagination": {
+            "cursor": True,
+            "index": True,
+            "defaultPaginationMethod": "index",
+            "defaultPageSize": limits.count_max,
+            "maxPageSize": limits.count_max,
+            "cursorTimeout": CURSOR_S,
+        },
+        "securityEvents": {"asyncRequest": "request", "eventUris": sorted(EVENT_TYPES.values())},
         "authenticationSchemes": [
             {
                 "type": "oauthbearertoken",

@@ -7,13 +7,15 @@ Nothing here knows HTTP servers: a `Call` comes in, a `Reply` or a `ScimError` g
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct
 
 from gateway.attributes import REQUIRED, Kind, fold_name
+from gateway.cursors import Batch, Cursors, Place, invalid_cursor
 from gateway.filters import (
     And,
     Comparison,
@@ -32,6 +34,7 @@ from gateway.messages import (
     Limits,
     ScimError,
     attribute_names,
+    cursor_response,
     decode_body,
     invalid_filter,
     invalid_value,
@@ -53,6 +56,8 @@ from schemas.specs import Spec
 SCANS_MAX = 2
 """Filters that look at every resource run side by side at most this often; the next ones are asked to come again."""
 SCAN_CHUNK_ROWS = 500
+SCAN_PAGE_ROWS_MAX = 10_000
+"""Resources that are looked at for one page by cursor, unless nothing was found among them."""
 SCAN_WAIT_S = 8.0
 """Entra gives up on slow answers; a scan that takes longer ends in 400 `tooMany`."""
 SCAN_RETRY_AFTER_S = 5
@@ -291,6 +296,7 @@ class _Collection:
         store: where resources are read.
         intake: takes writes.
         limits: bounds on bodies, filters and pages.
+        cursors: make the cursors of long lists.
     """
 
     kind: Kind
@@ -301,10 +307,11 @@ class _Collection:
     foreign: frozenset[str]
     """Paths of `index_terms` that only the other kind has: what asks for one of them finds nothing here."""
 
-    def __init__(self, store: Store, intake: Intake, limits: Limits) -> None:
+    def __init__(self, store: Store, intake: Intake, limits: Limits, cursors: Cursors) -> None:
         self._store = store
         self._intake = intake
         self._limits = limits
+        self._cursors = cursors
         self._body_bytes_max = limits.body_bytes_max
         self._scans = 0
 
@@ -328,10 +335,82 @@ class _Collection:
         return await self._search(call, await posted_parameters(call, self._limits))
 
     async def _search(self, call: Call, parameters: dict[str, str]) -> Reply:
+        if "cursor" in parameters:
+            return await self._search_onward(call, parameters)
         page = page_of(parameters, self._limits.count_max)
         projection = projection_of(parameters)
         rows, total = await self.listed(call, parameters.get("filter"), page)
         return Reply(200, list_response(await self.shown(rows, call.base, projection), total, page.start))
+
+    async def _search_onward(self, call: Call, parameters: dict[str, str]) -> Reply:
+        """A page by cursor (RFC 9865): as quick on the last page as on the first, and nothing is skipped or shown twice."""
+        cursors, target, count_max = self._cursors, call.target, self._limits.count_max
+        place = cursors.asked(target, self.kind, parameters, count_max)
+        projection = projection_of(parameters)
+        rows, batch = await self.onward(call, parameters.get("filter"), place)
+
+        def cursor(seq: int | None, *, backward: bool) -> str | None:
+            if seq is None:
+                return None
+            other = Place(place.count, seq, batch.total, backward=backward)
+            return cursors.cursor(other, target, self.kind, parameters)
+
+        after, before = cursor(batch.after, backward=False), cursor(batch.before, backward=True)
+        shown = await self.shown(rows, call.base, projection)
+        return Reply(200, cursor_response(shown, batch.total, after, before))
+
+    async def onward(self, call: Call, text: str | None, place: Place) -> tuple[list[Row], Batch]:
+        """The rows of one page from a place on.
+
+        Args:
+            text: the filter, None for everything.
+
+        Raises:
+            ScimError: 400 `invalidFilter` or `tooMany`, 503.
+        """
+        if text is None:
+            return await self._store.read_slow(lambda reader: self._whole_list(reader, call.target, place))
+        asked = parse_filter(text, limits=self._limits)
+        found = await self._indexed(call, asked)
+        if found is None:
+            return await self._scanned_onward(call, asked, place)
+        seqs = await self._store.read_slow(lambda reader: reader.places([row.id for row in found]))
+        placed = sorted(((seqs[row.id], row) for row in found if row.id in seqs), key=lambda pair: pair[0])
+        if place.backward:
+            near = [pair for pair in placed if pair[0] < place.seq][-place.count - 1 :]
+        else:
+            near = [pair for pair in placed if pair[0] > place.seq]
+        return _batch(near, place, len(placed))
+
+    def _whole_list(self, reader: Reader, target: str, place: Place) -> tuple[list[Row], Batch]:
+        total = reader.total(target, self.stored) if place.total is None and place.is_first else place.total
+        ask = reader.before if place.backward else reader.after
+        return _batch(ask(target, self.stored, place.seq, place.count + 1), place, total)
+
+    async def _scanned_onward(self, call: Call, asked: Filter, place: Place) -> tuple[list[Row], Batch]:
+        """A filter no key answers: look at as many as one page may cost, and go on from there with the next."""
+        matches: list[tuple[int, Row]] = []
+        looked, start = 0, place.seq
+        async with self._scanning():
+            while place.count:
+
+                def chunk(reader: Reader, start: int = start) -> tuple[list[tuple[int, Row]], int | None]:
+                    pairs = reader.after(call.target, self.stored, start, SCAN_CHUNK_ROWS)
+                    seqs = {row.id: seq for seq, row in pairs}
+                    kept = self._satisfying(reader, call, asked, [row for _, row in pairs])
+                    end = pairs[-1][0] if len(pairs) == SCAN_CHUNK_ROWS else None
+                    return [(seqs[row.id], row) for row in kept], end
+
+                more, last = await self._store.read_slow(chunk)
+                matches += more
+                looked += SCAN_CHUNK_ROWS
+                if len(matches) > place.count or last is None:
+                    break
+                if looked >= SCAN_PAGE_ROWS_MAX and matches:
+                    return [row for _, row in matches], Batch(after=last)
+                start = last
+        rows = [row for _, row in matches[: place.count]]
+        return rows, Batch(after=matches[place.count - 1][0] if len(matches) > place.count else None)
 
     async def listed(self, call: Call, text: str | None, page: Page) -> tuple[list[Row], int]:
         """The rows of one page, and how many there are in all.
@@ -367,6 +446,11 @@ class _Collection:
 
     async def _found(self, call: Call, asked: Filter) -> list[Row]:
         """The visible rows a filter finds, in the store's order."""
+        found = await self._indexed(call, asked)
+        return await self._scanned(call, asked) if found is None else found
+
+    async def _indexed(self, call: Call, asked: Filter) -> list[Row] | None:
+        """The visible rows a filter finds by a key; None when every resource has to be looked at."""
         indexed = dict(index_terms(asked))
         if not self.foreign.isdisjoint(indexed):
             return []
@@ -384,7 +468,7 @@ class _Collection:
             value = indexed.get(path)
             if isinstance(value, str):
                 return await self._by_key(call, asked, attribute, value)
-        return await self._scanned(call, asked)
+        return None
 
     async def _by_key(self, call: Call, asked: Filter, attribute: KeyAttribute, value: str) -> list[Row]:
         folded = value if attribute == "external_id" else value.strip().casefold()
@@ -408,12 +492,22 @@ class _Collection:
 
     async def _scanned(self, call: Call, asked: Filter) -> list[Row]:
         """Look at every resource, a chunk at a time, beside the requests that have an index."""
+        async with self._scanning():
+            return await self._scan(call, asked)
+
+    @contextlib.asynccontextmanager
+    async def _scanning(self) -> AsyncIterator[None]:
+        """The bounds of every search without an index: how many at once, and how long each.
+
+        Raises:
+            ScimError: 503, or 400 `tooMany` when the time is over.
+        """
         if self._scans >= SCANS_MAX:
             raise unavailable("Too many searches without an index are running", SCAN_RETRY_AFTER_S)
         self._scans += 1
         try:
             async with asyncio.timeout(SCAN_WAIT_S):
-                return await self._scan(call, asked)
+                yield
         except TimeoutError:
             names = ", ".join((REQUIRED[self.kind], "externalId or id"))
             raise ScimError(
@@ -507,9 +601,15 @@ class Users(_Collection):
     foreign = frozenset(("members.value",))
 
     def __init__(
-        self, store: Store, intake: Intake, limits: Limits, *, other_spellings: OtherSpellings | None = None
+        self,
+        store: Store,
+        intake: Intake,
+        limits: Limits,
+        cursors: Cursors,
+        *,
+        other_spellings: OtherSpellings | None = None,
     ) -> None:
-        super().__init__(store, intake, limits)
+        super().__init__(store, intake, limits, cursors)
         self._other_spellings = other_spellings
 
     async def _by_key(self, call: Call, asked: Filter, attribute: KeyAttribute, value: str) -> list[Row]:
@@ -579,8 +679,8 @@ class Groups(_Collection):
     indexed = {"externalid": "external_id", "displayname": "display_name"}
     foreign = frozenset(("username", 'emails[type eq "work"].value', "emails.value"))
 
-    def __init__(self, store: Store, intake: Intake, limits: Limits) -> None:
-        super().__init__(store, intake, limits)
+    def __init__(self, store: Store, intake: Intake, limits: Limits, cursors: Cursors) -> None:
+        super().__init__(store, intake, limits, cursors)
         self._body_bytes_max = limits.group_body_bytes_max
 
     # ---- reading
@@ -608,14 +708,12 @@ class Groups(_Collection):
     async def _shown(self, row: Row, base: str, projection: Projection) -> bytes:
         return (await self.shown((row,), base, projection))[0]
 
-    async def _found(self, call: Call, asked: Filter) -> list[Row]:
+    async def _indexed(self, call: Call, asked: Filter) -> list[Row] | None:
         _check_member_terms(asked)
-        return await super()._found(call, asked)
-
-    async def _scanned(self, call: Call, asked: Filter) -> list[Row]:
+        found = await super()._indexed(call, asked)
         member = dict(index_terms(asked)).get("members.value")
-        if not isinstance(member, str):
-            return await super()._scanned(call, asked)
+        if found is not None or not isinstance(member, str):
+            return found
 
         def joined(reader: Reader) -> list[Row]:
             groups = reader.groups_of(member)
@@ -783,7 +881,10 @@ class Everything:
         takes_groups: whether a target does.
     """
 
-    def __init__(self, users: Users, groups: Groups, takes_groups: Callable[[str], bool], limits: Limits) -> None:
+    def __init__(
+        self, users: Users, groups: Groups, takes_groups: Callable[[str], bool], limits: Limits, cursors: Cursors
+    ) -> None:
+        self._cursors = cursors
         self._users = users
         self._groups = groups
         self._takes_groups = takes_groups
@@ -792,6 +893,8 @@ class Everything:
     async def search_posted(self, call: Call) -> Reply:
         """People come first; a page may hold the last of them and the first groups."""
         parameters = await posted_parameters(call, self._limits)
+        if "cursor" in parameters:
+            return await self._search_onward(call, parameters)
         page = page_of(parameters, self._limits.count_max)
         projection = projection_of(parameters)
         text = parameters.get("filter")
@@ -803,6 +906,45 @@ class Everything:
             bodies += await self._groups.shown(rows, call.base, projection)
             total += groups
         return Reply(200, list_response(bodies, total, page.start))
+
+    async def _search_onward(self, call: Call, parameters: dict[str, str]) -> Reply:
+        """As by index, and nobody goes back; how many there are in all is not counted."""
+        place = self._cursors.asked(call.target, "", parameters, self._limits.count_max)
+        projection = projection_of(parameters)
+        text = parameters.get("filter")
+        bodies: list[bytes] = []
+        following: Place | None = None
+        if not place.later_kind:
+            rows, batch = await self._users.onward(call, text, place)
+            bodies = await self._users.shown(rows, call.base, projection)
+            if batch.after is not None:
+                following = Place(place.count, batch.after)
+        room = place.count - len(bodies)
+        if following is None and place.count and self._takes_groups(call.target):
+            start = place.seq if place.later_kind else 0
+            following = Place(place.count, start, later_kind=True)
+            if room:
+                rows, batch = await self._groups.onward(call, text, Place(room, start, later_kind=True))
+                bodies += await self._groups.shown(rows, call.base, projection)
+                following = None if batch.after is None else Place(place.count, batch.after, later_kind=True)
+        cursor = None
+        if following is not None:
+            cursor = self._cursors.cursor(following, call.target, "", parameters)
+        return Reply(200, cursor_response(bodies, None, cursor, None))
+
+
+def _batch(near: list[tuple[int, Row]], place: Place, total: int | None) -> tuple[list[Row], Batch]:
+    """One page of rows that lie beside a place; one more than the page holds tells that there are more."""
+    count = place.count
+    page = near[max(0, len(near) - count) :] if place.backward else near[:count]
+    if not count:
+        return [], Batch(total=total)
+    rows = [row for _, row in page]
+    if place.backward:
+        after = page[-1][0] if page else place.seq - 1
+        return rows, Batch(after, page[0][0] if len(near) > count else None, total)
+    before = page[0][0] if page and place.seq else None
+    return rows, Batch(page[-1][0] if len(near) > count else None, before, total)
 
 
 def _written(answer: Answer) -> Row:
@@ -838,10 +980,14 @@ class NoGroups:
         return self._nothing(await posted_parameters(call, self._limits))
 
     def _nothing(self, parameters: dict[str, str]) -> Reply:
+        if parameters.get("cursor"):
+            raise invalid_cursor()  # none was ever made for an empty list
         page = page_of(parameters, self._limits.count_max)
         text = parameters.get("filter")
         if text is not None:
             parse_filter(text, limits=self._limits)
+        if "cursor" in parameters:
+            return Reply(200, cursor_response((), 0, None, None))
         return Reply(200, list_response((), 0, page.start))
 
     async def get(self, call: Call) -> Reply:

@@ -40,6 +40,7 @@ __all__ = [
     "ScimError",
     "attribute_names",
     "conflict",
+    "cursor_response",
     "decode_body",
     "fold_name",
     "fold_value",
@@ -85,6 +86,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     body_bytes_max: int = 262_144
     group_body_bytes_max: int = 1_048_576
+    bulk_body_bytes_max: int = 1_048_576
     headers_bytes_max: int = 16_384
     url_bytes_max: int = 8_192
     depth_max: int = 32
@@ -457,6 +459,28 @@ def resource_bytes(
     if attributes or excluded_attributes:
         resource = project(resource, attributes, excluded_attributes)
     return msgspec.json.encode(resource)
+
+
+def cursor_response(
+    resources: Sequence[bytes], total: int | None, next_cursor: str | None, previous_cursor: str | None
+) -> bytes:
+    """A ListResponse of a list that is read by cursor (RFC 9865 section 2).
+
+    Args:
+        resources: the page, see `resource_bytes`.
+        total: number of all hits; None leaves it out, as it may be here.
+        next_cursor: None on the last page.
+        previous_cursor: None on the first page, and where nobody can go back.
+    """
+    head: dict[str, Any] = {"schemas": [LIST_RESPONSE]}
+    if total is not None:
+        head["totalResults"] = total
+    head["itemsPerPage"] = len(resources)
+    if previous_cursor is not None:
+        head["previousCursor"] = previous_cursor
+    if next_cursor is not None:
+        head["nextCursor"] = next_cursor
+    return b"".join((msgspec.json.encode(head)[:-1], b',"Resources":[', b",".join(resources), b"]}"))
 
 
 def list_response(resources: Sequence[bytes], total: int, start_index: int = 1, per_page: int | None = None) -> bytes:

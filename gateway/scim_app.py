@@ -21,14 +21,24 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from msgspec import Struct, field
 
 from gateway.auth import Authenticator
+from gateway.bulk import Bulk
 from gateway.completions import Completions, preferred
+from gateway.cursors import PURPOSE, Cursors
 from gateway.discovery import Discovery
 from gateway.endpoints import Call, Everything, Groups, NoGroups, OtherSpellings, Reply, Resources, Users
 from gateway.entra_keys import KeySets
 from gateway.entra_tokens import EntraTokens
 from gateway.intake import Intake
 from gateway.keys import Keys
-from gateway.limits import Overload, Sources, refusal_rates, target_rates, too_many_for_target, too_many_refusals
+from gateway.limits import (
+    Buckets,
+    Overload,
+    Sources,
+    refusal_rates,
+    target_rates,
+    too_many_for_target,
+    too_many_refusals,
+)
 from gateway.listener import address_too_long, headers_too_large
 from gateway.messages import (
     MEDIA_TYPE,
@@ -213,26 +223,40 @@ def scim_app(parts: ScimParts) -> ASGIApp:
     """The whole SCIM listener as an ASGI application."""
     limits = limits_of(parts.limits)
     public_url = parts.public_url.rstrip("/")
-    users = Users(parts.store, parts.intake, limits, other_spellings=parts.other_spellings)
-    groups = Groups(parts.store, parts.intake, limits)
+    cursors = Cursors(parts.keys.derived(PURPOSE), parts.now)
+    users = Users(parts.store, parts.intake, limits, cursors, other_spellings=parts.other_spellings)
+    groups = Groups(parts.store, parts.intake, limits, cursors)
     no_groups = NoGroups(parts.spec_of, limits)
 
     def takes_groups(target: str) -> bool:
         spec = parts.spec_of(target)
         return spec is not None and spec.has_groups
 
-    everything = Everything(users, groups, takes_groups, limits)
-    discovery = Discovery(parts.spec_of, count_max=limits.count_max)
+    everything = Everything(users, groups, takes_groups, limits, cursors)
+    discovery = Discovery(parts.spec_of, limits)
+
+    rates = target_rates(parts.limits, parts.clock)
+
+    def resources_of(target: str, name: str) -> Resources:
+        if name == "Users":
+            return users
+        return groups if takes_groups(target) else no_groups
+
+    def too_many(target: str) -> ScimError | None:
+        return None if rates.take(target) else too_many_for_target(rates.rate_per_s)
+
+    bulk = Bulk(resources_of, limits, answer_wait_s=parts.intake.answer_wait_s, refused=too_many)
 
     def call_of(request: Request[Any, Any, Any]) -> HttpCall:
         return HttpCall(request.scope, request.receive, limits, public_url)
 
     routes = [
-        *_resource_routes("Users", lambda target: users, call_of),
-        *_resource_routes("Groups", lambda target: groups if takes_groups(target) else no_groups, call_of),
+        *_resource_routes("Users", lambda target: resources_of(target, "Users"), call_of),
+        *_resource_routes("Groups", lambda target: resources_of(target, "Groups"), call_of),
         *_discovery_routes(discovery, call_of),
         _search_route(everything, call_of),
         _event_route(Completions(parts.store), call_of),
+        _bulk_route(bulk, call_of),
         *_health_routes(parts.ready),
     ]
     inner = Litestar(
@@ -241,7 +265,7 @@ def scim_app(parts: ScimParts) -> ASGIApp:
         logging_config=None,
         exception_handlers={Exception: _let_through, HTTPException: _let_through},
     )
-    return Edge(inner, parts, limits)
+    return Edge(inner, parts, limits, rates)
 
 
 CallOf = Callable[[Request[Any, Any, Any]], HttpCall]
@@ -297,6 +321,16 @@ def _search_route(everything: Everything, call_of: CallOf) -> HTTPRouteHandler:
         return await _run(everything.search_posted, call_of(request))
 
     return search_all
+
+
+def _bulk_route(bulk: Bulk, call_of: CallOf) -> HTTPRouteHandler:
+    """Many writes in one request (RFC 7644 section 3.7)."""
+
+    @post(f"{PREFIX}/{{target:str}}/Bulk")
+    async def many(request: Request[Any, Any, Any]) -> Sent:
+        return await _run(bulk.post, call_of(request))
+
+    return many
 
 
 def _event_route(completions: Completions, call_of: CallOf) -> HTTPRouteHandler:
@@ -410,7 +444,7 @@ def _http_error(scope: HTTPScope, error: HTTPException) -> ScimError:
 
 def _methods(path: str) -> tuple[str, ...]:
     segments = [part for part in path.split("/") if part]
-    if segments[-1:] == [".search"]:
+    if segments[-1:] == [".search"] or segments[3:] == ["Bulk"]:
         return ("POST",)
     if len(segments) < 4 or segments[0] == "health" or segments[3] not in ("Users", "Groups"):
         return ("GET", "HEAD")
@@ -430,7 +464,7 @@ class Edge:
     that strangers cannot use up what belongs to Entra.
     """
 
-    def __init__(self, inner: ASGIApp, parts: ScimParts, limits: Limits) -> None:
+    def __init__(self, inner: ASGIApp, parts: ScimParts, limits: Limits, rates: Buckets) -> None:
         self._inner = inner
         self._limits = limits
         self._targets = parts.targets
@@ -446,7 +480,7 @@ class Edge:
         self._token_endpoint = TokenEndpoint(
             parts.store, parts.keys, tokens, entra, parts.targets, parts.refused, parts.now
         )
-        self._per_target = target_rates(parts.limits, parts.clock)
+        self._per_target = rates
         self._overload = parts.overload
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -32,7 +32,7 @@ from gateway.tables import (
     TARGET,
     WRITTEN,
 )
-from schemas.states import PRIORITY, PRIORITY_REPAIR, Result
+from schemas.states import PRIORITY, PRIORITY_REPAIR, SHADOW, Result
 from schemas.topology import SETTLE_S
 
 NOT_A_CALL = frozenset({Result.GAVE_UP})
@@ -155,6 +155,12 @@ class Statements:
                 r.next_at > _p("now"),
             )
             .values(next_at=_p("now", sa.Float), due_at=_p("now", sa.Float))
+        )
+        clauses["leave_shadow"] = (
+            sa.update(RESOURCE)
+            .where(r.target == _p("name"), _is(r.state, "blocked"), _is(r.blocked_on, SHADOW), ~flying)
+            .values(next_at=_p("now", sa.Float), due_at=_p("now", sa.Float))
+            .returning(r.id)
         )
         buried = sa.and_(
             r.target == _p("name"),
@@ -304,6 +310,7 @@ class Statements:
         clauses["page"] = rows.where(r.seq.in_(place)).order_by(r.seq)
         clauses["total"] = sa.select(sa.func.count()).where(listing)
         clauses["scan"] = limited.where(listing, r.seq > _p("after")).order_by(r.seq)
+        clauses["scan_back"] = limited.where(listing, r.seq < _p("before")).order_by(r.seq.desc())
         clauses["counts"] = sa.select(r.state, sa.func.count()).where(r.target == _p("target")).group_by(r.state)
         clauses["oldest_waiting"] = sa.select(sa.func.min(r.modified_at)).where(
             r.target == _p("target"), r.due_at.is_not(None)
@@ -415,6 +422,7 @@ class Statements:
             .values(wished=sa.false())
             .returning(m.member)
         )
+        clauses["places"] = sa.select(r.id, r.seq).where(r.id.in_(ids))
         is_open = sa.text(f"({OPEN_MEMBERSHIP})")
         clauses["drop_unwished"] = sa.text(_DROP_UNWISHED.format(indexed=_INDEXED_UNWISHED[self.engine]))
         clauses["send_members"] = (
@@ -430,6 +438,29 @@ class Statements:
             sa.update(MEMBERSHIP)
             .where(mine, sa.or_(m.settled.is_(sa.true()), m.uncertain.is_(sa.true())))
             .values(settled=sa.false(), uncertain=sa.false())
+        )
+        clauses["unsettle_member"] = (
+            sa.update(MEMBERSHIP)
+            .where(m.member == _p("member"), m.wished.is_(sa.true()), m.settled.is_(sa.true()))
+            .values(settled=sa.false())
+        )
+        refers = sa.or_(
+            sa.and_(r.manager == _p("member"), r.target == _p("target")),
+            r.id.in_(sa.select(m.group_id).where(m.member == _p("member"), m.wished.is_(sa.true()))),
+        )
+        clauses["refer_in_flight"] = (
+            sa.update(RESOURCE).where(refers, r.in_flight.is_not(None)).values(unfinished=sa.true())
+        )
+        clauses["refer_again"] = (
+            sa.update(RESOURCE)
+            .where(refers, r.in_flight.is_(None), _is(r.state, "applied"))
+            .values(
+                unfinished=sa.true(),
+                state=sa.literal_column("'queued'"),
+                next_at=_p("now", sa.Float),
+                due_at=_p("now", sa.Float),
+                priority=sa.literal_column(str(PRIORITY_REPAIR)),
+            )
         )
         clauses["forget_member"] = sa.delete(MEMBERSHIP).where(m.member == _p("member"))
         left = sa.select(m.group_id).where(m.member == _p("member"), m.wished.is_(sa.true()))

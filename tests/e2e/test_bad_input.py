@@ -240,7 +240,8 @@ async def test_unknown_addresses_and_methods_are_scim_errors(to_observe: Scim) -
     for method, path, status in (
         ("GET", "/Nothing", 404),
         ("GET", "/Users/a/b", 404),
-        ("POST", "/Bulk", 404),
+        ("POST", "/Bulk", 400),
+        ("GET", "/Bulk", 405),
         ("PUT", "/Users", 405),
         ("PATCH", "/Users", 405),
         ("DELETE", "/Users", 405),

@@ -8,9 +8,12 @@ import msgspec
 import pytest
 
 from gateway.discovery import CACHED_MAX, Discovery
-from gateway.messages import LIST_RESPONSE, ScimError
+from gateway.cursors import CURSOR_S
+from gateway.messages import DEFAULT_LIMITS, LIST_RESPONSE, ScimError
+from schemas.events import EVENT_TYPES
 from schemas.resources import ENTERPRISE_SCHEMA, GROUP_SCHEMA, USER_SCHEMA
 from schemas.specs import Attribute, Spec
+from schemas.states import Change
 
 BASE = "https://provgate.example.com/scim/v2/talkdesk"
 EXTENSION = "urn:ietf:params:scim:schemas:extension:Talkdesk:2.0:User"
@@ -34,7 +37,7 @@ GROUPS = Spec(name="observe", title="Observe", resources=("User", "Group"), any_
 
 
 def discovery(spec: Spec | None) -> Discovery:
-    return Discovery(lambda target: spec, count_max=200)
+    return Discovery(lambda target: spec, DEFAULT_LIMITS)
 
 
 def schemas(spec: Spec | None) -> dict[str, dict[str, Any]]:
@@ -175,7 +178,7 @@ def test_one_schema_or_resource_type_is_found_in_any_letter_case() -> None:
 
 
 def test_the_service_provider_config_says_what_is_true_here() -> None:
-    """RFC 7643 section 5: PATCH, filters and ETags are there; bulk, sorting and password changes are not."""
+    """RFC 7643 section 5: PATCH, bulk, filters and ETags are there; sorting and password changes are not."""
     config = msgspec.json.decode(discovery(None).provider_config("t", BASE))
 
     supported = {
@@ -183,20 +186,46 @@ def test_the_service_provider_config_says_what_is_true_here() -> None:
     }
     assert supported == {
         "patch": True,
-        "bulk": False,
+        "bulk": True,
         "filter": True,
         "changePassword": False,
         "sort": False,
         "etag": True,
     }
     assert config["filter"]["maxResults"] == 200
+    assert config["bulk"] == {"supported": True, "maxOperations": 1_000, "maxPayloadSize": 1_048_576}
+    assert config["pagination"] == {
+        "cursor": True,
+        "index": True,
+        "defaultPaginationMethod": "index",
+        "defaultPageSize": 200,
+        "maxPageSize": 200,
+        "cursorTimeout": CURSOR_S,
+    }
     assert config["authenticationSchemes"][0]["type"] == "oauthbearertoken"
+
+
+def test_the_events_announced_are_those_on_the_bus_under_their_rfc_names() -> None:
+    """RFC 9967 sections 2.4 and 4: what is announced is what a receiver will meet, and nothing else."""
+    config = msgspec.json.decode(discovery(None).provider_config("t", BASE))
+
+    assert config["securityEvents"] == {
+        "asyncRequest": "request",
+        "eventUris": [
+            "urn:ietf:params:scim:event:prov:activate",
+            "urn:ietf:params:scim:event:prov:create:full",
+            "urn:ietf:params:scim:event:prov:deactivate",
+            "urn:ietf:params:scim:event:prov:delete",
+            "urn:ietf:params:scim:event:prov:put:full",
+        ],
+    }
+    assert set(config["securityEvents"]["eventUris"]) == {EVENT_TYPES[change] for change in Change}
 
 
 def test_a_declaration_that_changes_shows_at_once() -> None:
     """A worker of a newer version announces another spec; what was kept of the old one is not used further."""
     current: list[Spec | None] = [None]
-    found = Discovery(lambda target: current[0], count_max=200)
+    found = Discovery(lambda target: current[0], DEFAULT_LIMITS)
     before = found.schemas("t", BASE)
 
     current[0] = SPEC
