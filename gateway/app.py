@@ -14,7 +14,7 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,7 @@ class Gateway:
             answer_wait_s=config.gateway.answer_wait_s,
             new_id=lambda: str(ULID()),
             new_resource=lambda: str(uuid.uuid4()),
-            healthy=lambda target: self.bus.connected() and self.presences.serves(target),
+            healthy=self._answers_soon,
             identity_paths=self._identity_paths,
         )
         self.keys = Keys(self.store, self._pepper(), now=time.time, clock=time.monotonic)
@@ -209,6 +209,7 @@ class Gateway:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
         write_access_file(self.base, _url(operator_socket), token)
+        await self._leave_shadow(name for name, settings in self.targets.items() if not settings.shadow)
         self.spawn(self._connect_and_fold())
         self.spawn(self._for_ever("sweep", self._sweep))
         self.spawn(self._for_ever("config", self._look_at_config))
@@ -261,6 +262,22 @@ class Gateway:
         self.intake.relax()
         await asyncio.sleep(max(0.0, SWEEP_EVERY_S - (time.monotonic() - started)))
 
+    def _answers_soon(self, target: str) -> bool:
+        """Whether waiting for the outcome of a write may be worth it: never in shadow mode, where none comes."""
+        settings = self.targets.get(target)
+        if settings is not None and settings.shadow:
+            return False
+        return self.bus.connected() and self.presences.serves(target)
+
+    async def _leave_shadow(self, names: Iterable[str]) -> None:
+        """What was only rehearsed at these targets is due now, and delivered for real."""
+        now = time.time()
+        for name in names:
+            count = await self.store.run(lambda ledger, name=name: ledger.leave_shadow(name, now))  # type: ignore[misc]
+            if count:
+                log.warning("shadow.left", target=name, changes=count)
+                self.dispatcher.kick(name)
+
     # ---- configuration
 
     async def _look_at_config(self) -> None:
@@ -277,8 +294,13 @@ class Gateway:
             except ConfigurationError as exc:
                 log.error("config.refused", problems=len(exc.problems), detail=str(exc))
                 continue
-            self.targets = fresh.targets
+            was, self.targets = self.targets, fresh.targets
             self.metrics.know(fresh.targets)
+            await self._leave_shadow(
+                name
+                for name, settings in fresh.targets.items()
+                if not settings.shadow and (name not in was or was[name].shadow)
+            )
             log.info("config.changed", targets=len(fresh.targets))
 
     def _store_location(self) -> str | Path:
@@ -361,6 +383,7 @@ class Gateway:
             metrics=self.metrics,
             refused=self.refused,
             overload=self.overload.view,
+            ask_worker=self.bus.ask,
         )
 
     def _live_events(self) -> AsyncIterator[Mapping[str, Any]]:

@@ -444,6 +444,70 @@ def probe(name: Annotated[str, Parameter(help="Name of the target.")], /, *, acc
     return FINE if answer["ok"] else NOT_FINE
 
 
+# ---- plans and shadow mode
+
+
+@_app.command(
+    help_epilogue="Examples:\n  provgate plan talkdesk-eu ada@contoso.example\n"
+    "  provgate plan sofa --file user.json --json\n  provgate plan sofa ada@contoso.example --delete"
+)
+def plan(
+    target: Annotated[str, Parameter(help="Name of the target.")],
+    who: Annotated[str | None, Parameter(help="Any id of a stored user: resource id, userName, externalId.")] = None,
+    /,
+    *,
+    file: Annotated[Path | None, Parameter(help="A SCIM user in JSON, in place of a stored one.")] = None,
+    delete: Annotated[bool, Parameter(negative=(), help="Plan the deletion.")] = False,
+    inactive: Annotated[bool, Parameter(negative=(), help="Plan the deactivation.")] = False,
+    show_values: Annotated[bool, Parameter(negative=(), help="Do not mask values; this is recorded.")] = False,
+    reason: Annotated[str, Parameter(help="Why values are shown, for the record.")] = "",
+    access: Access = HERE,
+) -> int:
+    """What would be called at the product for one user, without writing anything there; 1 when it would be refused."""
+    if (who is None) == (file is None):
+        raise Failure("name either a stored user or a document with --file", WRONG_USE)
+    if delete and inactive:
+        raise Failure("--delete and --inactive exclude each other", WRONG_USE)
+    order: dict[str, Any] = {
+        "who": who,
+        "delete": delete,
+        "inactive": inactive,
+        "show_values": show_values,
+        "reason": reason,
+    }
+    if file is not None:
+        order["document"] = _document_in(file)
+    answer = Api(access).post(f"/targets/{_segment(target)}/plan", order)
+    _show(access, answer, lambda terminal: terminal.plan(answer))
+    return {"refuse": NOT_FINE, "unknown": UNREACHABLE}.get(answer["would"], FINE)
+
+
+def _document_in(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as exc:
+        raise Failure(f"{path} cannot be read: {exc.strerror}", WRONG_USE) from exc
+    except ValueError as exc:
+        raise Failure(f"{path} is not JSON: {exc}", WRONG_USE) from exc
+    if not isinstance(document, dict):
+        raise Failure(f"{path} must hold one SCIM user", WRONG_USE)
+    return document
+
+
+@_app.command(help_epilogue="Example:\n  provgate shadow talkdesk-eu")
+def shadow(
+    target: Annotated[str, Parameter(help="Name of the target.")],
+    /,
+    *,
+    limit: Annotated[int, Parameter(help=f"How many changes to list, at most {PAGE_MAX}.")] = 50,
+    access: Access = HERE,
+) -> int:
+    """What shadow mode has recorded for a target: every rehearsed change with the calls that were not sent, masked."""
+    answer = Api(access).get(f"/targets/{_segment(target)}/shadow", limit=limit)
+    _show(access, answer, lambda terminal: terminal.shadow(answer))
+    return FINE
+
+
 # ---- checking
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
+import msgspec
+
 from gateway.bus import Bus, Message, Published
 from gateway.ledger import Job, Ledger, Store, apply_effects
 from gateway.lifecycle import (
@@ -28,7 +30,7 @@ from gateway.lifecycle import (
     window,
 )
 from schemas.config import TargetSettings
-from schemas.events import Begin, Reason
+from schemas.events import Begin, Reason, decode_event, encode
 from schemas.logs import logger
 from schemas.states import Circuit, State
 from schemas.topology import FRESH_S
@@ -106,6 +108,8 @@ class Dispatcher:
         except InvariantBroken as exc:
             stop(row, str(exc))
             return None
+        if row.body is not None and self.targets()[row.target].shadow:
+            row.body = encode(msgspec.structs.replace(decode_event(row.body), shadow=True))
         if effects:
             apply_effects(ledger, row, effects, now)
         if any(isinstance(effect, Died) for effect in effects or ()):

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -251,6 +251,15 @@ class JetStream:
         question = {"do": "identities", "document": {"userName": user_name}}
         reply = await self._ask(target, question, IDENTITIES_WAIT_S, _Identities)
         return list(reply.account_keys) if reply is not None else []
+
+    async def ask(self, target: str, question: Mapping[str, Any], wait_s: float) -> bytes | None:
+        """Any worker's answer to a control question, as it came; None when nobody answered in time."""
+        try:
+            body = msgspec.json.encode(question)
+            reply = await self._client.request(topology.control_subject(target), body, timeout=wait_s)
+            return bytes(reply.data)
+        except (OSError, nats.errors.Error, TimeoutError):
+            return None
 
     async def _ask(self, target: str, question: dict[str, Any], wait_s: float, type_: type[T]) -> T | None:
         try:

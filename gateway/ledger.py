@@ -20,6 +20,7 @@ from gateway.lifecycle import (
     MembersSent,
     MembersSettled,
     Others,
+    Relinked,
     Row,
     TargetRow,
     make_dirty,
@@ -115,6 +116,9 @@ class Ledger(Others, Protocol):
     def hasten(self, target: str, now: float) -> None:
         """A circuit closed: let waiting retries of this target go on now, except those that rest after an ambiguous end."""
 
+    def leave_shadow(self, target: str, now: float) -> int:
+        """Shadow mode is over: what was only rehearsed at this target is due now; how many changes."""
+
     def dead_alike(self, target: str, fingerprint: str, since: float) -> tuple[int, int]:
         """Distinct resources that died of this cause since, and distinct resources tried since (dead-letter brake)."""
 
@@ -138,6 +142,9 @@ class Ledger(Others, Protocol):
 
     def forget_member(self, resource: str, now: float) -> None:
         """A resource is being deleted: it is a member of nothing any more, and the groups it leaves were modified now."""
+
+    def refer_again(self, row: Row, now: float) -> None:
+        """The account of a resource is another one: its groups and those it manages are sent again, with the new one."""
 
     def streams(self) -> dict[str, str]:
         """Known creation times of streams."""
@@ -173,6 +180,8 @@ def apply_effects(ledger: Ledger, row: Row, effects: Sequence[Effect], now: floa
             if other is not None:
                 make_dirty(other, now, effect.identity)
                 ledger.save(other)
+        elif isinstance(effect, Relinked):
+            ledger.refer_again(row, now)
         elif isinstance(effect, Linked):
             ledger.audit(
                 at=now,

@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import ipaddress
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
@@ -29,19 +30,22 @@ from litestar.response import Stream
 from msgspec import Meta, Struct, field
 
 from gateway import explanations as explain
-from gateway import views
+from gateway import plans, views
 from gateway.dispatch import Clock, Dispatcher
 from gateway.keys import CLIENT_DAYS_DEFAULT, DAYS_DEFAULT, KeyProblem, Keys, Kind, kind_of
 from gateway.ledger import NO_KEYS, Ledger, apply_effects
 from gateway.lifecycle import InvariantBroken, Row, discard, redrive
 from gateway.limits import OverloadView
+from gateway.messages import ScimError
 from gateway.metrics import CONTENT_TYPE, Metrics, TargetGauges
+from gateway.patch import normalize_create
 from gateway.refusals import RefusedSignIn, RefusedSignIns
 from gateway.store import Reader, Store
-from gateway.visibility import shown_keys
+from gateway.visibility import keys_of, shown_keys
 from gateway.writer import StoreError
 from schemas.config import TargetSettings
 from schemas.logs import logger
+from schemas.specs import Spec
 from schemas.states import Circuit, State
 
 PREFIX = "/api/v1"
@@ -66,6 +70,13 @@ log = logger()
 T = TypeVar("T")
 
 
+AskWorker = Callable[[str, Mapping[str, Any], float], Awaitable[bytes | None]]
+
+
+async def _nobody(target: str, question: Mapping[str, Any], wait_s: float) -> bytes | None:
+    return None
+
+
 class Services(Struct, kw_only=True):
     """What the operators' API is made of; the gateway puts it together.
 
@@ -78,6 +89,7 @@ class Services(Struct, kw_only=True):
         new_id: ids of new generations (ULIDs).
         refused: what the SCIM listener of this process refused, and why.
         overload: what is left out for want of time in this process, if anybody watches.
+        ask_worker: asks any worker of a target a control question and waits so many seconds; None when nobody answered.
         hosts: further host names under which this listener is reached; addresses and `localhost` always are.
     """
 
@@ -94,6 +106,7 @@ class Services(Struct, kw_only=True):
     metrics: Metrics
     refused: RefusedSignIns = field(default_factory=lambda: RefusedSignIns(time.time))
     overload: Callable[[], OverloadView | None] = lambda: None
+    ask_worker: AskWorker = _nobody
     hosts: tuple[str, ...] = ()
 
 
@@ -134,6 +147,17 @@ class FindOrder(Struct, frozen=True, forbid_unknown_fields=True):
 
     who: Id
     target: str | None = None
+    show_values: bool = False
+    reason: Sentence = ""
+
+
+class PlanOrder(Struct, frozen=True, forbid_unknown_fields=True):
+    """Say what would be done at the product, for a stored user (`who`: any id) or a SCIM document."""
+
+    who: Id | None = None
+    document: dict[str, Any] | None = None
+    delete: bool = False
+    inactive: bool = False
     show_values: bool = False
     reason: Sentence = ""
 
@@ -360,6 +384,115 @@ async def probe_target(services: Given, name: FromPath[str]) -> views.Probed:
 
     await services.store.run(job)
     return probed
+
+
+# ---- plans and shadow mode
+
+
+@post("/targets/{name:str}/plan", status_code=200)
+async def plan_change(services: Given, name: FromPath[str], body: RawBody) -> plans.PlanView:
+    """What would be done at the product; a worker rehearses it and sends nothing that writes."""
+    order = _order(body, PlanOrder)
+    settings = services.targets()[_known(services, name)]
+    if (order.who is None) == (order.document is None) or (order.delete and order.inactive):
+        raise OperatorError(400, "Name either a stored user or a document, and at most one of delete and inactive.")
+    now = services.clock.now()
+    document: dict[str, Any] | None = None
+    if order.document is not None:
+        try:
+            document = normalize_create(order.document, "User")
+        except ScimError as exc:
+            return plans.refused_as_scim(exc, target=name, settings=settings, now=now)
+        if order.inactive:
+            document["active"] = False
+    who = order.who if order.who is not None else str((document or {}).get("userName", ""))
+
+    def find(reader: Reader) -> tuple[list[Row], Spec | None]:
+        spec = reader.spec(name)
+        rows = [row for row in reader.find_person(who) if row.target == name and row.kind == "user"]
+        if document is not None:
+            rows = [row for row in rows if shown_keys(row).user_name == keys_of(document, "user").user_name]
+        return rows, msgspec.json.decode(spec, type=Spec) if spec else None
+
+    rows, spec = await services.store.read_slow(find)
+    if order.who is not None and len(rows) != 1:
+        many = ", ".join(row.id for row in rows[:FOUND_MAX])
+        why = f"Several are known by that id; name one of {many}." if rows else "Nobody is known by that id here."
+        raise OperatorError(404 if not rows else 409, why)
+    stored = bool(rows)
+
+    def draft(ledger: Ledger) -> plans.Draft:
+        row = (ledger.row(rows[0].id) if stored else None) or Row(id=str(uuid.uuid4()), target=name)
+        if document is not None:
+            row = plans.rewished(row, document, spec)
+        if document is None or order.delete:
+            row = plans.existing(row, delete=order.delete, inactive=order.inactive)
+        return plans.drafted(row, ledger, settings.connector, now)
+
+    drafted = await services.store.run(draft)
+    if drafted.event is None:
+        return plans.unsent(drafted, target=name, settings=settings, stored=stored, now=now)
+    said = await _planned(services, name, drafted.event, show_values=order.show_values)
+    owner = await _owner_of(services, drafted.row, said.adopts_id) if said.adopts_id else None
+    if order.show_values:
+        await _record_shown(services, name, drafted.row.id, order.reason)  # recorded before it is shown
+    return plans.answered(
+        drafted,
+        said,
+        target=name,
+        settings=settings,
+        stored=stored,
+        owner=owner,
+        now=now,
+        show_values=order.show_values,
+    )
+
+
+async def _planned(services: Services, name: str, event: bytes, *, show_values: bool) -> plans.WorkerPlan:
+    """Raises: OperatorError 503 when no worker answered, or not in words known here."""
+    question = {"do": "plan", "event": msgspec.Raw(event), "show_values": show_values}
+    connected = services.dispatcher.bus.connected()
+    answer = await services.ask_worker(name, question, plans.PLAN_WAIT_S) if connected else None
+    if answer is None:
+        why = "No worker answered." if connected else "NATS cannot be reached."
+        raise OperatorError(503, f"{why} Nothing can be planned; see: provgate target show {name}")
+    try:
+        return msgspec.json.decode(answer, type=plans.WorkerPlan)
+    except msgspec.DecodeError:
+        raise OperatorError(
+            503, "The worker answered in words this gateway does not know; are both up to date?"
+        ) from None
+
+
+async def _owner_of(services: Services, row: Row, account_id: str) -> Row | None:
+    """The resource that is linked to an account already, if it is not this one."""
+
+    def query(reader: Reader) -> Row | None:
+        found = (held for held in reader.find_person(account_id) if held.target == row.target)
+        return next((held for held in found if held.account_id == account_id and held.id != row.id), None)
+
+    return await services.store.read_slow(query)
+
+
+async def _record_shown(services: Services, target: str, subject: str, reason: str) -> None:
+    def job(ledger: Ledger) -> None:
+        ledger.audit(
+            at=services.clock.now(),
+            actor=ACTOR,
+            action="values.shown",
+            target=target,
+            subject=subject,
+            detail={"reason": reason, "plan": True},
+        )
+
+    await services.store.run(job)
+
+
+@get("/targets/{name:str}/shadow")
+async def show_shadow(services: Given, name: FromPath[str], limit: FromQuery[int] = LIST_DEFAULT) -> plans.ShadowView:
+    """What shadow mode has recorded: every rehearsed change with the calls that were not sent, masked."""
+    settings, most, now = services.targets()[_known(services, name)], _limit(limit), services.clock.now()
+    return await services.store.read_slow(lambda reader: plans.shadow_view(reader, name, settings, limit=most, now=now))
 
 
 # ---- dead letters and held changes
@@ -918,6 +1051,8 @@ def create_app(services: Services) -> Litestar:
             pause_target,
             resume_target,
             probe_target,
+            plan_change,
+            show_shadow,
             list_dead,
             redrive_dead,
             discard_dead,

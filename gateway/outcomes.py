@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import msgspec
 from msgspec import Struct
 
 from gateway.bus import Bus, Message
@@ -27,7 +28,7 @@ from gateway.visibility import shown_keys
 from schemas.config import TargetSettings
 from schemas.events import Outcome
 from schemas.logs import logger
-from schemas.states import Circuit, Result, State
+from schemas.states import SHADOW, Circuit, Result, State
 
 TALLY_S = 60.0
 FAILURES_IN_A_ROW = 5
@@ -39,6 +40,8 @@ DEAD_ALIKE_S = 600.0
 DEAD_ALIKE_MIN = 25
 DEAD_ALIKE_SHARE = 0.8
 UNBURIED_MAX = 1_000
+SHADOW_OVER_LOOK_S = 60.0
+"""A worker whose configuration still says shadow is asked again this much later."""
 
 log = logger()
 
@@ -101,6 +104,8 @@ class Outcomes:
         now = self.clock.now()
         settings = self.targets().get(row.target) or TargetSettings(connector="")
         was, in_flight = row.state, row.in_flight
+        if outcome.blocked_on == SHADOW and not settings.shadow:  # a worker still rehearses: until it is started anew
+            outcome = msgspec.structs.replace(outcome, retry_after_s=SHADOW_OVER_LOOK_S)
         try:
             effects = settle(
                 row,
@@ -115,6 +120,9 @@ class Outcomes:
             stop(row, str(exc))
             effects = []
         settled = in_flight is not None and row.in_flight is None
+        if settled and outcome.blocked_on == SHADOW and not (row.looked or row.dirty or row.ambiguous):
+            row.doubts.possible.clear()  # nothing was written, so nothing of this row can be at the product under these names
+            row.doubts.written.clear()
         done = row.state in (State.APPLIED, State.GONE) or (row.unfinished and not row.open)
         if done and self.awaited(row.id):
             acknowledge(row, row.settled_generation)  # a request waits here and is answered right after the commit

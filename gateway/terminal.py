@@ -5,6 +5,7 @@ Everything from outside is plain text to the terminal: no markup is interpreted,
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,8 @@ from rich.text import Text
 from gateway.explanations import counted, duration, moment
 
 WIDTH_WITHOUT_TERMINAL = 100
+NOT_SENT = "not_sent"
+"""What stands in place of an error at a call that was only rehearsed."""
 NAME_CHARS_MIN = 12
 """A target's name is folded beyond this when the table would not fit otherwise."""
 IDS_SHOWN_MAX = 5
@@ -80,6 +83,12 @@ def status(answer: Mapping[str, Any]) -> RenderableType:
     if answer["targets"]:
         parts.append(target_lines(answer["targets"], now))
     for target in answer["targets"]:
+        if target.get("shadow"):
+            said = f"{target['name']} is in shadow mode: changes are rehearsed, and nothing is written at the product."
+            parts.append(Text.assemble("\n", plain(said, "magenta")))
+            parts.append(
+                Padding(plain(f"See what it would do: provgate shadow {target['name']}", "cyan"), (0, 0, 0, 2))
+            )
         for problem in target["problems"]:
             parts.append(Text.assemble("\n", plain(f"{target['name']} {problem['phrase']}.")))
             parts.append(Padding(plain(problem["remedy"], "cyan"), (0, 0, 0, 2)))
@@ -116,7 +125,7 @@ def target_lines(targets: Sequence[Mapping[str, Any]], now: float) -> Table:
         _row(
             table,
             Text("●", style=_LIGHTS[target["light"]]),
-            Group(plain(target["name"], "bold"), plain(target["connector"], "bright_black")),
+            Group(plain(target["name"], "bold"), plain(target["connector"], "bright_black"), *_shadow_mark(target)),
             _workers(target),
             _circuit(target, now),
             *shown,
@@ -125,6 +134,10 @@ def target_lines(targets: Sequence[Mapping[str, Any]], now: float) -> Table:
             _key_days(target["key_days_left"]),
         )
     return table
+
+
+def _shadow_mark(target: Mapping[str, Any]) -> list[Text]:
+    return [Text("shadow mode", style="bold magenta")] if target.get("shadow") else []
 
 
 def _alarm(count: int) -> Text:
@@ -185,6 +198,7 @@ def target(view: Mapping[str, Any], now: float) -> RenderableType:
         ("Tenant URL", view["tenant_url"]),
         ("Workers", ", ".join(view["workers"]) or "none"),
         ("Circuit", circuit["state"] if circuit["state"] == "closed" else f"{circuit['state']}: {circuit['reason']}"),
+        ("Shadow mode", "yes: nothing is written at the product" if view.get("shadow") else "no"),
         ("Paused", f"by {view['paused_by']}: {view['paused_reason']}" if view["paused_by"] else "no"),
         ("Window", view["window"]),
         ("In flight", view["in_flight"]),
@@ -327,6 +341,8 @@ def _history(history: Sequence[Mapping[str, Any]], now: float) -> Table:
 
 
 def _step(step: Mapping[str, Any]) -> str:
+    if step.get("error") == NOT_SENT:
+        return f"{step['method']} {step['path']} -> not sent (shadow mode) {step.get('sent', '')}".rstrip()
     said = step.get("error") or step.get("status") or "no answer"
     return f"{step['method']} {step['path']} -> {said}, {step.get('ms', 0.0):.0f} ms"
 
@@ -453,6 +469,116 @@ def _clock(at: Any) -> str:
     except (ValueError, TypeError, OverflowError):
         when = datetime.now()
     return when.astimezone().strftime("%H:%M:%S")
+
+
+# ---- plans and shadow mode
+
+
+_WOULD = {
+    "apply": "green",
+    "adopt": "green",
+    "nothing": "bright_black",
+    "wait": "yellow",
+    "refuse": "red",
+    "unknown": "red",
+}
+
+
+def plan(view: Mapping[str, Any]) -> RenderableType:
+    """What would be done for one person: the verdict, the normalized account, the calls in order, and remarks."""
+    who = view["resource"] or "a document that is not stored"
+    head = Text.assemble(
+        plain(f"Plan for {view['target']}, {view['change']} of {who}: "),
+        plain(view["would"], f"bold {_WOULD[view['would']]}"),
+    )
+    parts: list[RenderableType] = [head, Padding(plain(view["sentence"]), (0, 0, 0, 2))]
+    if view["shadow"]:
+        parts.append(
+            Padding(plain("The target is in shadow mode, so nothing is sent anyway.", "magenta"), (0, 0, 0, 2))
+        )
+    refused = view["refusal"]
+    if refused:
+        parts.append(
+            Padding(
+                plain(f"Entra sees: {refused['status']} {refused['scim_type'] or ''}".rstrip(), "red"), (1, 0, 0, 0)
+            )
+        )
+        parts.append(Padding(plain(refused["detail"], "red"), (0, 0, 0, 2)))
+    if view["adopts"]:
+        parts.append(Padding(plain(f"Links the existing account {view['adopts']}."), (1, 0, 0, 0)))
+    if isinstance(view["account"], Mapping) and view["account"]:
+        table = _table("Attribute", "Value")
+        for name, value in view["account"].items():
+            _row(table, name, _compact(value))
+        parts += [Text("\nNormalized account", style="bold"), table]
+    if view["calls"]:
+        parts += [Text("\nCalls, in order; none was sent", style="bold"), _would_calls(view["calls"])]
+    if view["left_out"]:
+        parts.append(plain(f"and {counted(view['left_out'], 'call')} more, left out of this answer", "bright_black"))
+    if view["ignored"]:
+        parts.append(plain(f"\nIgnored, because the product cannot hold it: {', '.join(view['ignored'])}", "yellow"))
+    parts += [plain(f"\n{text}", "yellow") for text in view["warnings"]]
+    if view["reads"]:
+        parts.append(
+            plain(
+                f"\n{counted(len(view['reads']), 'call')} that only read were really made for this plan.",
+                "bright_black",
+            )
+        )
+    if view["masked"]:
+        parts.append(plain("Values are masked; --show-values shows them, and that is recorded.", "bright_black"))
+    return Group(*parts)
+
+
+def _compact(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _would_calls(calls: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("#", "Call", "Body", right=("#",))
+    for number, call in enumerate(calls, start=1):
+        cell: list[RenderableType] = [plain(f"{call['method']} {call['url']}", "bold")]
+        if call["url"] != call["path"]:
+            cell.append(plain(call["path"], "bright_black"))
+        for name, value in {**call.get("query", {}), **call.get("headers", {})}.items():
+            cell.append(plain(f"{name}: {value}", "bright_black"))
+        body = call.get("body")
+        _row(table, number, Group(*cell), "-" if body is None else json.dumps(body, ensure_ascii=False, indent=1))
+    return table
+
+
+def shadow(view: Mapping[str, Any]) -> RenderableType:
+    """What shadow mode has recorded: how often each call, then every change with its calls."""
+    now = view["at"]
+    if not view["total"]:
+        said = "is in shadow mode; nothing has come yet." if view["shadow"] else "is not in shadow mode."
+        return plain(f"{view['target']} {said}")
+    head = (
+        f"{view['target']}: {counted(view['total'], 'change')} rehearsed, {view['refused']:,} of them would be refused."
+    )
+    parts: list[RenderableType] = [plain(head, "bold")]
+    if not view["shadow"]:
+        parts.append(plain("Shadow mode is over: these are being delivered now.", "yellow"))
+    if view["calls"]:
+        counts = _table("Times", "Call", right=("Times",))
+        for call in view["calls"]:
+            _row(counts, f"{call['count']:,}", f"{call['method']} {call['path']}")
+        parts += [Text(""), counts]
+    table = _table("When", "Who", "Change", "What would be sent")
+    for item in view["items"]:
+        cell: list[RenderableType] = [plain(item["message"], "red" if item["refused"] else "")]
+        cell += [
+            plain(f"{call['method']} {call['path']} {call.get('sent', '')}".rstrip(), "bright_black")
+            for call in item["calls"]
+        ]
+        _row(
+            table,
+            ago(item["at"], now),
+            Group(plain(item["label"]), plain(item["id"], "bright_black")),
+            item["change"],
+            Group(*cell),
+        )
+    return Group(*parts, Text(""), table)
 
 
 def several(parts: Sequence[RenderableType]) -> RenderableType:

@@ -102,6 +102,7 @@ class TargetView(Struct, frozen=True, kw_only=True):
     title: str
     connector: str
     enabled: bool
+    shadow: bool
     light: explain.Light
     problems: tuple[explain.Problem, ...]
     workers: tuple[str, ...]
@@ -404,6 +405,7 @@ def target_view(around: Surroundings, reader: Reader, name: str) -> TargetView:
         title=settings.title,
         connector=settings.connector,
         enabled=settings.enabled,
+        shadow=settings.shadow,
         light=explain.light_of(problems, enabled=settings.enabled),
         problems=tuple(problems),
         workers=served.workers,

@@ -59,8 +59,7 @@ class Planned(Struct, frozen=True, kw_only=True, omit_defaults=True):
         account: the normalized account, in the connector's own shape; None when it was refused.
         reads: calls that were really made.
         calls: calls that would be made, in order; `left_out` counts those that did not fit.
-        adopts: the existing account that would be linked first.
-        imprecise: this product's answers to some calls can only be guessed.
+        adopts: the existing account that would be linked first, as it is shown; `adopts_id` is its real id, for the gateway.
     """
 
     ok: bool
@@ -74,6 +73,7 @@ class Planned(Struct, frozen=True, kw_only=True, omit_defaults=True):
     calls: tuple[WouldCall, ...] = ()
     left_out: int = 0
     adopts: str | None = None
+    adopts_id: str | None = None
     adopt: str = "always"
     seen: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -182,6 +182,7 @@ def shadowed(done: Rehearsed, event: ProvisioningEvent) -> Outcome:
         blocked_on=SHADOW,
         note=SHADOW,
         retry_after_s=SHADOW_LOOK_S,
+        unresolved=(),
         reason=_shadow_reason(done, event),
     )
 
@@ -245,6 +246,7 @@ async def plan(event: ProvisioningEvent, served: Served, *, show_values: bool, n
         reads=tuple(ctx.steps[:STEPS_MAX]),
         calls=calls,
         adopts=named(done.adopts) if done.adopts else None,
+        adopts_id=done.adopts,
         adopt=served.configured.adopt,
         seen=tuple(named(one.account_id) for one in outcome.sightings),
         ignored=outcome.ignored,

@@ -18,7 +18,7 @@ from gateway.patch import MemberChange
 from gateway.visibility import is_visible
 from schemas.events import Outcome
 from schemas.resources import Member
-from schemas.states import Change, Result, State
+from schemas.states import SHADOW, Change, Result, State
 from schemas.topology import SETTLE_S
 
 
@@ -252,6 +252,14 @@ class MemoryLedger:
             if mine and not row.ambiguous and row.in_flight is None:
                 row.next_at = min(row.next_at, now)
 
+    def leave_shadow(self, target: str, now: float) -> int:
+        rows = [
+            r for r in self.m.rows.values() if r.target == target and r.blocked_on == SHADOW and r.in_flight is None
+        ]
+        for row in rows:
+            row.next_at = min(row.next_at, now)
+        return len(rows)
+
     def dead_alike(self, target: str, fingerprint: str, since: float) -> tuple[int, int]:
         tried = {o.resource for o in self.m.recent if o.target == target and o.ended_at >= since}
         return len(self._buried(target, fingerprint, since)), len(tried)
@@ -358,6 +366,17 @@ class MemoryLedger:
             if flags is not None and flags[0] and group in self.m.rows:
                 row = self.m.rows[group]
                 row.modified_at = max(now, row.modified_at + 0.001)
+
+    def refer_again(self, row: Row, now: float) -> None:
+        groups = {group for group, members in self.m.members.items() if members.get(row.id, [False])[0]}
+        for group in groups:
+            self.m.members[group][row.id][1] = False
+        for other in self.m.rows.values():
+            if other.id in groups or (other.manager == row.id and other.target == row.target):
+                if other.in_flight is not None:
+                    other.unfinished = True
+                elif other.state is State.APPLIED:
+                    other.unfinished, other.state, other.next_at = True, State.QUEUED, now
 
     def streams(self) -> dict[str, str]:
         return dict(self.m.known)

@@ -1,0 +1,322 @@
+"""What a change of one person would do at a product, without doing it: the operator's plan, and what shadow mode has recorded.
+
+The event is made by the very rules that make real ones (`lifecycle.dispatch` on a copy of the row that is never saved); a worker
+rehearses it. Nothing is recorded but that values were shown, if they were.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from gateway import explanations as explain
+from gateway import lifecycle, views
+from gateway.intake import refusal
+from gateway.ledger import Ledger
+from gateway.lifecycle import InvariantBroken, Row
+from gateway.messages import ScimError
+from gateway.store import Reader
+from schemas.config import TargetSettings
+from schemas.events import Reason, identity
+from schemas.specs import Spec
+from schemas.states import SHADOW, Change, State
+
+PLAN_WAIT_S = 25.0
+"""How long a worker may take; it bounds itself a little below (`workers/rehearsals.py`), the command line waits longer."""
+NOT_SENT = "not_sent"
+CALLS_SHOWN_MAX = 60
+
+Would = Literal["apply", "adopt", "wait", "refuse", "nothing", "unknown"]
+
+
+class Refusal(Struct, frozen=True):
+    """A SCIM error as Entra would see it (RFC 7644 section 3.12)."""
+
+    status: int
+    scim_type: str | None
+    detail: str
+
+
+class WorkerPlan(Struct, frozen=True, kw_only=True):
+    """A worker's answer, see `workers.rehearsals.Planned`."""
+
+    ok: bool
+    code: str = ""
+    message: str = ""
+    result: str = ""
+    reason: Reason | None = None
+    account: Any = None
+    account_keys: tuple[str, ...] = ()
+    reads: tuple[Any, ...] = ()
+    calls: tuple[Any, ...] = ()
+    left_out: int = 0
+    adopts: str | None = None
+    adopts_id: str | None = None
+    adopt: str = "always"
+    seen: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    blocked_on: str | None = None
+    masked: bool = True
+
+
+class PlanView(Struct, frozen=True, kw_only=True):
+    """A plan.
+
+    Args:
+        resource: the stored resource, or None for a document that is not stored.
+        would: what would become of it; `unknown` when the product could not be asked.
+        sentence: the same for a person.
+        refusal: what Entra would be answered, when it would be refused while Entra waits.
+        account: the normalized account.
+        calls: what would be sent, in order; `reads` were really made for the plan.
+        ignored: SCIM paths the product cannot hold.
+    """
+
+    at: float
+    target: str
+    shadow: bool
+    resource: str | None
+    change: str
+    would: Would
+    sentence: str
+    refusal: Refusal | None = None
+    account: Any = None
+    calls: tuple[Any, ...] = ()
+    left_out: int = 0
+    reads: tuple[Any, ...] = ()
+    adopts: str | None = None
+    ignored: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    masked: bool = True
+
+
+class Draft(Struct, kw_only=True):
+    """An event that is not going to be sent. `event` None: nothing would be sent, `row` says why."""
+
+    row: Row
+    event: bytes | None
+
+
+def existing(row: Row, *, delete: bool, inactive: bool) -> Row:
+    """A copy of a stored row as it would be dispatched next, perhaps with another wish."""
+    draft = copy.deepcopy(row)
+    draft.in_flight = draft.body = None
+    draft.blocked_on = draft.reason = None
+    draft.state = State.QUEUED
+    if delete:
+        draft.generation += 1
+        draft.change, draft.deleted = Change.DELETE, True
+    elif inactive:
+        draft.generation += 1
+        draft.change = Change.DEACTIVATE
+        draft.document = msgspec.json.encode({**msgspec.json.decode(draft.document), "active": False})
+    return draft
+
+
+def rewished(row: Row, document: Mapping[str, Any], spec: Spec | None) -> Row:
+    """A copy of a row with another document."""
+    draft = existing(row, delete=False, inactive=False)
+    draft.generation += 1
+    draft.change = Change.UPDATE if row.generation else Change.CREATE
+    draft.deleted = False
+    draft.document = msgspec.json.encode(document)
+    draft.identities = _identities(document, spec)
+    return draft
+
+
+def _identities(document: Mapping[str, Any], spec: Spec | None) -> tuple[str, ...]:
+    found = []
+    for path in spec.identity if spec is not None else ("userName",):
+        value: Any = document
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, str) and value:
+            found.append(identity(path, value))
+    return tuple(found)
+
+
+def drafted(row: Row, ledger: Ledger, connector: str, now: float) -> Draft:
+    """The event that would be sent for a copied row; saves nothing."""
+    row.event_id = row.event_id or "plan"
+    try:
+        lifecycle.dispatch(row, now, ledger, connector)
+    except InvariantBroken as exc:
+        row.body, row.reason = None, Reason(code="invariant", message=f"An internal rule stops it ({exc}).")
+    return Draft(row=row, event=row.body)
+
+
+def answered(
+    draft: Draft,
+    said: WorkerPlan,
+    *,
+    target: str,
+    settings: TargetSettings,
+    stored: bool,
+    owner: Row | None,
+    now: float,
+    show_values: bool,
+) -> PlanView:
+    """A worker's answer as an operator reads it.
+
+    Args:
+        owner: another resource that is linked to the account that would be adopted.
+    """
+    row = draft.row
+    would, sentence, reason = _judged(said, owner, row)
+    documents = (row.document, row.settled_document)
+
+    def shown(text: str) -> str:
+        return explain.sentence_of(text if show_values else explain.mask_message(text, documents))
+
+    refused = None
+    if reason is not None:
+        error = refusal(reason)
+        refused = Refusal(error.status, error.scim_type, shown(error.detail))
+    return PlanView(
+        at=now,
+        target=target,
+        shadow=settings.shadow,
+        resource=row.id if stored else None,
+        change=row.change.value,
+        would=would,
+        sentence=shown(sentence),
+        refusal=refused,
+        account=said.account,
+        calls=said.calls,
+        left_out=said.left_out,
+        reads=said.reads,
+        adopts=said.adopts,
+        ignored=said.ignored,
+        warnings=tuple(shown(text) for text in said.warnings),
+        masked=not show_values,
+    )
+
+
+def _judged(said: WorkerPlan, owner: Row | None, row: Row) -> tuple[Would, str, Reason | None]:
+    if not said.ok:
+        return "unknown", said.message or "The worker could not make the plan.", None
+    count = explain.counted(len(said.calls) + said.left_out, "call")
+    message = said.reason.message if said.reason is not None else ""
+    match said.result:
+        case "rejected" | "poison":
+            return "refuse", "It would be refused.", said.reason
+        case "found" if row.deleted:
+            return "nothing", "An account of this name exists, was not made from here, and would be left alone.", None
+        case "found":
+            return "refuse", "An account exists already, and this target adopts none.", lifecycle._adopt_reason()
+        case "blocked":
+            return "wait", f"{count} would be made, then it would wait for {said.blocked_on}: {message}", None
+        case "applied" if owner is not None:
+            return "refuse", "The account belongs to another user of this target.", lifecycle._owner_reason(owner)
+        case "applied" if said.adopts:
+            return "adopt", f"An existing account would be linked, then {count} would be made.", None
+        case "applied":
+            return ("apply", f"{count} would be made.", None) if said.calls else ("nothing", "Nothing to change.", None)
+        case _:
+            return "unknown", f"The product could not be asked: {message}", None
+
+
+def unsent(draft: Draft, *, target: str, settings: TargetSettings, stored: bool, now: float) -> PlanView:
+    """A plan for which no worker has to be asked."""
+    row = draft.row
+    would: Would = "nothing" if row.state is State.GONE else "wait"
+    message = explain.mask_message(row.reason.message, (row.document,)) if row.reason is not None else ""
+    return PlanView(
+        at=now,
+        target=target,
+        shadow=settings.shadow,
+        resource=row.id if stored else None,
+        change=row.change.value,
+        would=would,
+        sentence="Nothing of it is at the product." if would == "nothing" else f"It would wait. {message}".strip(),
+    )
+
+
+def refused_as_scim(error: ScimError, *, target: str, settings: TargetSettings, now: float) -> PlanView:
+    """A document that would not even be taken from Entra."""
+    return PlanView(
+        at=now,
+        target=target,
+        shadow=settings.shadow,
+        resource=None,
+        change=Change.CREATE.value,
+        would="refuse",
+        sentence="The document would be refused before anything else.",
+        refusal=Refusal(error.status, error.scim_type, explain.mask_message(error.detail)),
+    )
+
+
+# ---- shadow mode
+
+
+class ShadowedView(Struct, frozen=True, kw_only=True):
+    """One rehearsed change: why, and the calls that were not sent, masked."""
+
+    id: str
+    label: str
+    kind: str
+    change: str
+    at: float
+    refused: bool
+    message: str
+    calls: tuple[Any, ...]
+
+
+class CallCount(Struct, frozen=True):
+    """How many of one call would have been sent for the changes shown."""
+
+    method: str
+    path: str
+    count: int
+
+
+class ShadowView(Struct, frozen=True, kw_only=True):
+    """What shadow mode has recorded for a target: `total` rehearsed changes, the newest `items` of them."""
+
+    at: float
+    target: str
+    shadow: bool
+    total: int
+    refused: int
+    calls: tuple[CallCount, ...]
+    items: tuple[ShadowedView, ...]
+
+
+def shadow_view(reader: Reader, target: str, settings: TargetSettings, *, limit: int, now: float) -> ShadowView:
+    """The rehearsed changes of a target that wait for the end of shadow mode, newest first."""
+    waiting = reader.waiting(target, views.WAITING_LOOKED_AT_MAX)
+    rows = sorted((row for row in waiting if row.blocked_on == SHADOW), key=lambda row: -row.settled_at)
+    items = tuple(_shadowed(reader, row) for row in rows[:limit])
+    counts = Counter((step["method"], step["path"]) for item in items for step in item.calls)
+    return ShadowView(
+        at=now,
+        target=target,
+        shadow=settings.shadow,
+        total=len(rows),
+        refused=sum(row.reason is not None and row.reason.code == "shadow_refused" for row in rows),
+        calls=tuple(CallCount(method, path, count) for (method, path), count in counts.most_common()),
+        items=items,
+    )
+
+
+def _shadowed(reader: Reader, row: Row) -> ShadowedView:
+    steps: list[Any] = []
+    for attempt in reader.history(row.id, 1)[1][:1]:
+        steps = [step for step in msgspec.json.decode(attempt.steps) if step.get("error") == NOT_SENT]
+    reason = row.reason
+    return ShadowedView(
+        id=row.id,
+        label=views.stuck(row, SHADOW).label,
+        kind=row.kind,
+        change=row.change.value,
+        at=row.settled_at,
+        refused=reason is not None and reason.code == "shadow_refused",
+        message=explain.mask_message(reason.message, (row.document,)) if reason is not None else "",
+        calls=tuple(steps[:CALLS_SHOWN_MAX]),
+    )
