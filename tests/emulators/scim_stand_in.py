@@ -37,7 +37,8 @@ class Seen:
 
 @dataclass
 class Fault:
-    """A way to misbehave: a status, `slow`, `reset` (before acting), `lost` (after acting), `accepted` (202), `html`, `no_id`."""
+    """A way to misbehave: a status, `slow`, `reset` (before acting), `lost` (after acting), `accepted` (202), `html`,
+    `html404`, `no_id`."""
 
     method: str
     kind: str
@@ -110,6 +111,8 @@ class StandIn:
             return answer
         if fault.kind == "html":
             return web.Response(text="<html>Bad Gateway</html>", content_type="text/html")
+        if fault.kind == "html404":
+            return web.Response(status=404, text="<html>Not Found</html>", content_type="text/html")
         if fault.kind == "no_id":
             return web.json_response({"userName": "x"}, status=201)
         if fault.kind == "accepted":
