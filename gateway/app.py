@@ -32,7 +32,9 @@ from gateway.listener import HttpServer, allow_open_files, listen
 from gateway.metrics import Metrics
 from gateway.operators import Services, create_app, end_streams
 from gateway.outcomes import Outcomes
+from gateway.reconcile import LOOK_EVERY_S, Reconciler
 from gateway.refusals import RefusedSignIns
+from gateway.reports_api import reports_router
 from gateway.scim_app import ScimParts, scim_app
 from gateway.store import Store
 from schemas.config import Configuration, TargetSettings, load
@@ -178,6 +180,16 @@ class Gateway:
             healthy=self._answers_soon,
             identity_paths=self._identity_paths,
         )
+        self.reconciler = Reconciler(
+            self.store,
+            self.dispatcher,
+            clock,
+            self._known_targets,
+            self.bus.ask,
+            self.presences.spec,
+            self.presences.serves,
+            self.spawn,
+        )
         self.keys = Keys(self.store, self._pepper(), now=time.time, clock=time.monotonic)
         self.refused = RefusedSignIns(time.time)
         self.overload = Overload(on_step=self.metrics.set_overload, on_shed=self.metrics.count_shed)
@@ -200,7 +212,8 @@ class Gateway:
         public_url = gateway.public_url or _url(scim_socket)
         token = self._operator_token()
         register_secret(token)
-        operators = create_app(self._services(clock, public_url, token))
+        services = self._services(clock, public_url, token)
+        operators = create_app(services, reports_router(services, self.reconciler))
         servers = [
             HttpServer(scim_app(self._scim_parts()), scim_socket, limits, sources),
             HttpServer(SheddingReports(operators, self.overload), operator_socket, limits, sources),
@@ -212,6 +225,7 @@ class Gateway:
         await self._leave_shadow(name for name, settings in self.targets.items() if not settings.shadow)
         self.spawn(self._connect_and_fold())
         self.spawn(self._for_ever("sweep", self._sweep))
+        self.spawn(self._for_ever("reconcile", self._look_at_products))
         self.spawn(self._for_ever("config", self._look_at_config))
         self.spawn(self._for_ever("overload", lambda: self.overload.watch(lambda: self.store.jobs_waiting)))
         log.info("gateway.started", scim=_url(scim_socket), operators=_url(operator_socket), targets=len(self.targets))
@@ -277,6 +291,10 @@ class Gateway:
             if count:
                 log.warning("shadow.left", target=name, changes=count)
                 self.dispatcher.kick(name)
+
+    async def _look_at_products(self) -> None:
+        await asyncio.sleep(LOOK_EVERY_S)
+        await self.reconciler.look()
 
     # ---- configuration
 

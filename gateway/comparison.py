@@ -23,7 +23,7 @@ Nothing here writes anything, at the product or in the store.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -36,9 +36,7 @@ from schemas.comparison import (
     LIST_S,
     Expectations,
     ExpectedUser,
-    ExpectQuestion,
     Listing,
-    ListQuestion,
 )
 
 TRIES_MAX = 6
@@ -58,7 +56,7 @@ T = TypeVar("T")
 class Ask(Protocol):
     """A question to any worker of a target; None when nobody answered in time."""
 
-    def __call__(self, target: str, question: bytes, wait_s: float) -> Awaitable[bytes | None]: ...
+    def __call__(self, target: str, question: Mapping[str, Any], wait_s: float) -> Awaitable[bytes | None]: ...
 
 
 Pace = Callable[[int], Awaitable[None]]
@@ -109,7 +107,7 @@ async def take_accounts(
     progress.stage = "listing"
     cursor = ""
     for _ in range(PARTS_MAX):
-        question = msgspec.json.encode(ListQuestion(cursor=cursor))
+        question = {"do": "list", "cursor": cursor}
         part = await _asked(ask, target, question, LIST_S, Listing, sleep)
         await asyncio.to_thread(spool.add_accounts, part.accounts)
         progress.accounts += len(part.accounts)
@@ -162,8 +160,9 @@ QUESTION_BYTES_MAX = 512 * 1024
 async def _expected(
     ask: Ask, target: str, wishes: Sequence[Wish], sleep: Callable[[float], Awaitable[None]]
 ) -> list[ExpectedUser]:
-    question = msgspec.json.encode(ExpectQuestion(documents=tuple(wish.document for wish in wishes)))
-    if len(question) > QUESTION_BYTES_MAX and len(wishes) > 1:
+    documents = [msgspec.Raw(msgspec.json.encode(wish.document)) for wish in wishes]
+    question = {"do": "expect", "documents": documents}
+    if sum(len(bytes(document)) for document in documents) > QUESTION_BYTES_MAX and len(wishes) > 1:
         half = len(wishes) // 2
         return [
             *await _expected(ask, target, wishes[:half], sleep),
@@ -176,7 +175,12 @@ async def _expected(
 
 
 async def _asked(
-    ask: Ask, target: str, question: bytes, wait_s: float, type_: type[T], sleep: Callable[[float], Awaitable[None]]
+    ask: Ask,
+    target: str,
+    question: Mapping[str, Any],
+    wait_s: float,
+    type_: type[T],
+    sleep: Callable[[float], Awaitable[None]],
 ) -> T:
     code, message = "no_answer", "No worker answered; is one running that serves this target?"
     for attempt in range(TRIES_MAX):

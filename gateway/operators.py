@@ -1031,8 +1031,8 @@ def _on_bug(request: Request[Any, Any, Any], exc: Exception) -> Response[bytes]:
     return _problem(500, "Something went wrong inside the gateway; its log says more.")
 
 
-def create_app(services: Services) -> Litestar:
-    """The operators' listener as an ASGI application.
+def create_app(services: Services, *more: Router) -> Litestar:
+    """The operators' listener as an ASGI application; `more`: further routes, behind the same gate.
 
     Raises:
         ValueError: the operator token is too short.
@@ -1073,7 +1073,7 @@ def create_app(services: Services) -> Litestar:
         ],
     )
     return Litestar(
-        [api, metrics_page],
+        [api, metrics_page, *more],
         dependencies={"services": Provide(given, sync_to_thread=False)},
         guards=[gate.no_browser, gate.operator],
         exception_handlers={

@@ -6,8 +6,6 @@ difference can be named without being shown.
 
 from __future__ import annotations
 
-from typing import Any
-
 from msgspec import Struct
 
 ACCOUNTS_PER_ANSWER_MAX = 500
@@ -84,17 +82,3 @@ class Expectations(Struct, frozen=True, omit_defaults=True, kw_only=True):
     message: str = ""
     again: bool = False
     users: tuple[ExpectedUser, ...] = ()
-
-
-class ListQuestion(Struct, frozen=True, kw_only=True):
-    """Ask for one part of the list; `cursor` "" is the beginning."""
-
-    do: str = "list"
-    cursor: str = ""
-
-
-class ExpectQuestion(Struct, frozen=True, kw_only=True):
-    """Ask how these users would show in the list. `documents`: SCIM users, as they are stored."""
-
-    do: str = "expect"
-    documents: tuple[Any, ...] = ()

@@ -1,0 +1,258 @@
+"""The operators' API of match reports and reconciliations: begin one, see how far it is, read it page by page.
+
+A person's values are masked unless they are asked for, and that is recorded; object ids and the products' ids are not.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from litestar import Router, delete, get, post
+from litestar.params import FromPath, FromQuery, RawBody
+from msgspec import Meta, Struct
+
+from gateway import entra_export
+from gateway.comparison import MATCH_CLASSES, ComparisonFailed, Progress, Wish
+from gateway.explanations import sentence_of
+from gateway.operators import ACTOR, OperatorError, Services
+from gateway.reconcile import Match, Reconciler, masked
+from gateway.reports_store import FINDINGS_LISTED_MAX, Report, kept_findings, last_report
+from gateway.spool import Finding
+from schemas.comparison import DOCUMENTS_PER_QUESTION_MAX
+
+T = TypeVar("T")
+Sentence = Annotated[str, Meta(max_length=1_000)]
+
+
+class ReconcileOrder(Struct, frozen=True, forbid_unknown_fields=True):
+    """Compare now. `approve`: repair however many differ; needs a reason."""
+
+    repair: bool = False
+    approve: bool = False
+    reason: Sentence = ""
+
+
+class MatchOrder(Struct, frozen=True, forbid_unknown_fields=True):
+    """Compare before the first cycle. `handed_in`: users come in the orders that follow, instead of from the store."""
+
+    handed_in: bool = False
+
+
+class UsersOrder(Struct, frozen=True, forbid_unknown_fields=True):
+    """Users as Entra exports them. `sources`: SCIM path -> attribute of the directory, before the connector's own."""
+
+    users: Annotated[tuple[dict[str, Any], ...], Meta(min_length=1, max_length=DOCUMENTS_PER_QUESTION_MAX)]
+    sources: Annotated[dict[str, str], Meta(max_length=entra_export.MAP_ENTRIES_MAX)] = {}
+
+
+class ReconcileView(Struct, frozen=True, kw_only=True):
+    """How a target's comparison stands: what is under way, and the last report."""
+
+    at: float
+    target: str
+    running: bool
+    run_id: str = ""
+    progress: Progress | None = None
+    report: Report | None = None
+
+
+class MatchView(Struct, frozen=True, kw_only=True):
+    """One match report. `state`: `open`, `running`, `done` or `failed`."""
+
+    id: str
+    target: str
+    state: str
+    progress: Progress
+    counts: dict[str, int]
+    codes: dict[str, int]
+    code: str
+    message: str
+
+
+class FindingsView(Struct, frozen=True):
+    """A page of a report; the next one begins after the last `n`."""
+
+    findings: tuple[Finding, ...]
+
+
+def reports_router(services: Services, reconciler: Reconciler) -> Router:
+    """The routes of this module, to be put beside the operators' others."""
+
+    def known(name: str) -> str:
+        if name not in services.targets():
+            names = ", ".join(sorted(services.targets())) or "none"
+            raise OperatorError(404, f"There is no target {sentence_of(name)!r}; configured: {names}.")
+        return name
+
+    def comparable(name: str) -> str:
+        known(name)
+        if not reconciler.can_list(name):
+            raise OperatorError(
+                409,
+                f"The accounts of {name} cannot be listed, or no worker that serves it was ever seen; run: provgate check",
+            )
+        return name
+
+    def match_of(id_: str) -> Match:
+        found = reconciler.matches.get(id_)
+        if found is None:
+            raise OperatorError(404, "There is no such match report; the latest are kept, until the gateway restarts.")
+        return found
+
+    async def record(action: str, target: str, detail: dict[str, Any]) -> None:
+        now = services.clock.now()
+        await services.store.run(
+            lambda ledger: ledger.audit(
+                at=now, actor=ACTOR, action=action, target=target, subject=target, detail=detail
+            )
+        )
+
+    @post("/targets/{name:str}/reconcile", status_code=202)
+    async def start_reconcile(name: FromPath[str], body: RawBody) -> ReconcileView:
+        """Begin a comparison, unless one is under way."""
+        order = _order(body, ReconcileOrder)
+        comparable(name)
+        if order.approve and not (order.repair and order.reason.strip()):
+            raise OperatorError(400, "An approval goes with a repair, and needs a reason.")
+        if name in reconciler.running:
+            raise OperatorError(409, f"{name} is being compared already; see how far it is, or wait for its end.")
+        detail = {"repair": order.repair, "approve": order.approve, "reason": order.reason}
+        await record("reconcile.started", name, detail)
+        run = reconciler.start(name, repair=order.repair, approved=order.approve, actor=ACTOR, reason=order.reason)
+        return ReconcileView(at=services.clock.now(), target=name, running=True, run_id=run.id, progress=run.progress)
+
+    @get("/targets/{name:str}/reconcile")
+    async def show_reconcile(name: FromPath[str]) -> ReconcileView:
+        """How far a comparison is, and the last report."""
+        run = reconciler.running.get(known(name))
+        report = await services.store.read_slow(lambda reader: last_report(reader, name))
+        return ReconcileView(
+            at=services.clock.now(),
+            target=name,
+            running=run is not None,
+            run_id=run.id if run is not None else "",
+            progress=run.progress if run is not None else None,
+            report=report,
+        )
+
+    @get("/targets/{name:str}/reconcile/findings")
+    async def list_differences(
+        name: FromPath[str],
+        class_: FromQuery[str | None] = None,
+        after: FromQuery[int] = 0,
+        limit: FromQuery[int] = FINDINGS_LISTED_MAX,
+    ) -> FindingsView:
+        """What differed at the last comparison, page by page."""
+        known(name)
+        most = _limit(limit)
+        found = await services.store.read_slow(
+            lambda reader: kept_findings(reader, name, class_=class_, after=after, limit=most)
+        )
+        return FindingsView(tuple(found))
+
+    @post("/targets/{name:str}/match", status_code=201)
+    async def start_match(name: FromPath[str], body: RawBody) -> MatchView:
+        """Begin a match report."""
+        order = _order(body, MatchOrder)
+        comparable(name)
+        await record("match.started", name, {"handed_in": order.handed_in})
+        return _match_view(reconciler.match(name, from_store=not order.handed_in))
+
+    @post("/matches/{match_id:str}/users", status_code=200)
+    async def hand_in(match_id: FromPath[str], body: RawBody) -> MatchView:
+        """Hand in exported users; they are normalized at once."""
+        match = match_of(match_id)
+        order = _order(body, UsersOrder)
+        if match.state != "open":
+            raise OperatorError(409, "This report takes no more users.")
+        spec = reconciler.spec_of(match.target)
+        wishes = []
+        for record_ in order.users:
+            document = entra_export.document_of(record_, spec, order.sources)
+            label = entra_export.label_of(document)
+            wishes.append(Wish(id=entra_export.id_of(record_, document), label=label, document=document))
+        try:
+            await match.take(wishes)
+        except ComparisonFailed as exc:
+            raise OperatorError(503, exc.message) from None
+        return _match_view(match)
+
+    @post("/matches/{match_id:str}/start", status_code=200)
+    async def go(match_id: FromPath[str]) -> MatchView:
+        """All users are handed in: list the accounts and compare."""
+        match = match_of(match_id)
+        if match.state != "open":
+            raise OperatorError(409, "This report is under way already.")
+        match.start()
+        return _match_view(match)
+
+    @get("/matches/{match_id:str}")
+    async def show_match(match_id: FromPath[str]) -> MatchView:
+        """How far a match report is, and what it counts."""
+        return _match_view(match_of(match_id))
+
+    @get("/matches/{match_id:str}/findings")
+    async def list_matches(
+        match_id: FromPath[str],
+        class_: FromQuery[str | None] = None,
+        after: FromQuery[int] = 0,
+        limit: FromQuery[int] = FINDINGS_LISTED_MAX,
+        show_values: FromQuery[bool] = False,
+    ) -> FindingsView:
+        """Lines of a match report, page by page."""
+        match = match_of(match_id)
+        most = _limit(limit)
+        if class_ is not None and class_ not in MATCH_CLASSES:
+            raise OperatorError(400, f"class_ must be one of {', '.join(MATCH_CLASSES)}.")
+        if match.state != "done":
+            raise OperatorError(409, "This report is not done yet.")
+        if show_values and after == 0:
+            await record("values.shown", match.target, {"match": match.id, "class": class_ or ""})
+        found = await match.findings(class_=class_, after=after, limit=most)
+        return FindingsView(tuple(one if show_values else masked(one) for one in found))
+
+    @delete("/matches/{match_id:str}", status_code=204)
+    async def forget(match_id: FromPath[str]) -> None:
+        """Forget a match report."""
+        match_of(match_id)
+        reconciler.drop(match_id)
+
+    handlers: list[Any] = [
+        start_reconcile,
+        show_reconcile,
+        list_differences,
+        start_match,
+        hand_in,
+        go,
+        show_match,
+        list_matches,
+        forget,
+    ]
+    return Router("/api/v1", route_handlers=handlers)
+
+
+def _order(body: bytes, type_: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body or b"{}", type=type_)
+    except msgspec.DecodeError as exc:
+        raise OperatorError(400, f"The order cannot be read: {exc}") from None
+
+
+def _limit(limit: int) -> int:
+    if not 1 <= limit <= FINDINGS_LISTED_MAX:
+        raise OperatorError(400, f"limit must be 1 to {FINDINGS_LISTED_MAX}.")
+    return limit
+
+
+def _match_view(match: Match) -> MatchView:
+    return MatchView(
+        id=match.id,
+        target=match.target,
+        state=match.state,
+        progress=match.progress,
+        counts=match.counts,
+        codes=match.codes,
+        code=match.code,
+        message=match.message,
+    )
