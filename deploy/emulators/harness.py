@@ -769,7 +769,7 @@ class Emulator:
         """The answer a fault puts in the place of the vendor's, None when the vendor's own is used."""
         if fault.kind == "status":
             if fault.body is not None:
-                return Answer(fault.status, fault.body, dict(fault.headers))
+                return Answer(fault.status, fault.body, dict(fault.headers), fault.headers.get("Content-Type"))
             answer = self.error_answer(Refusal(fault.status, "injected", HTTPStatus(fault.status).phrase), call)
             answer.headers = {**answer.headers, **fault.headers}
             return answer

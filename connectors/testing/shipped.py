@@ -1,0 +1,269 @@
+"""How the connectors shipped here are tried: one class each, found by the connector's name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Literal
+
+from connectors.observe import Observe as ObserveConnector
+from connectors.testing.conformance import Bench, Conformance, Seen
+from connectors.testing.harness import Emulator
+from deploy.emulators.babelforce import DEMO_LOGIN, BabelforceEmulator
+from deploy.emulators.bobs_business import BobsBusinessEmulator
+from deploy.emulators.sofa import SofaEmulator
+from deploy.emulators.talkdesk import EXTENSION, TalkdeskEmulator
+from deploy.emulators.telemessage import TelemessageEmulator
+
+SCIM_PAGE_HALF = 50
+"""Half of what the SCIM emulators put on one page, so that one account more than two halves needs a second page."""
+
+
+def _person(number: int, text: str, active: bool) -> dict[str, Any]:
+    """A person as Entra's default mapping sends it."""
+    login = f"person{number}@example.com"
+    return {
+        "userName": login,
+        "externalId": f"00000000-0000-4000-8000-{number:012d}",
+        "displayName": text,
+        "name": {"givenName": text, "familyName": "Example"},
+        "emails": [{"type": "work", "value": login, "primary": True}],
+        "active": active,
+    }
+
+
+class TeleMessage(Conformance):
+    """Known by a mobile number; a deletion suspends."""
+
+    connector = "telemessage"
+    create_call = ("POST", "/v1/users$")
+    page_size = 3
+    manager: ClassVar[str] = "Contoso Archive"
+
+    def emulator(self) -> Emulator | None:
+        """With short pages."""
+        return TelemessageEmulator(token=self.credential, rate_per_s=0, page_users=self.page_size)
+
+    def settings(self, url: str, secret: str) -> dict[str, Any]:
+        """One company manager."""
+        return {"base_url": url, "token": {"file": secret}, "manager_name": self.manager, "allow_loopback": True}
+
+    def user(self, number: int, *, text: str = "Ada Example", active: bool = True) -> dict[str, Any]:
+        """Numbers of a range that is given out."""
+        mobile = f"+44 7400 {123000 + number}"
+        return {
+            **_person(number, text, active),
+            "userName": mobile,
+            "externalId": mobile,
+            "displayName": self.manager,
+        }
+
+    def accounts(self, bench: Bench) -> list[Seen]:
+        """Suspended ones are there and not active."""
+        return [
+            Seen(held["id"], held["mobilePhone"], held["status"] == "active", (held["firstName"], held["lastName"]))
+            for held in bench.product.state()["users"].values()
+        ]
+
+
+class Talkdesk(Conformance):
+    """SCIM with PUT, roles and teams by exact name."""
+
+    connector = "talkdesk"
+    create_call = ("POST", "/scim/v2/Users$")
+    page_size = SCIM_PAGE_HALF
+
+    def emulator(self) -> Emulator | None:
+        """With the roles and teams of the demonstration."""
+        return TalkdeskEmulator(token=self.credential, rate_per_s=0)
+
+    def settings(self, url: str, secret: str) -> dict[str, Any]:
+        """With the catalogue of names."""
+        names = {"roles": ["Agent", "Supervisor", "Administrator"], "teams": ["Porto"]}
+        return {"base_url": url, "token": {"file": secret}, "allow_loopback": True, **names}
+
+    def user(self, number: int, *, text: str = "Ada Example", active: bool = True) -> dict[str, Any]:
+        """With a role and a team."""
+        held = {"rolesString": "supervisor", "teamsString": "Porto"}
+        return {**_person(number, text, active), EXTENSION: held}
+
+    def with_unknown_role(self, user: dict[str, Any], role: str) -> dict[str, Any] | None:
+        """Roles come as text."""
+        return {**user, EXTENSION: {"rolesString": role}}
+
+    def accounts(self, bench: Bench) -> list[Seen]:
+        """Deleted ones stay in the users API only."""
+        return [
+            Seen(held["id"], held["userName"], held["active"], (held["givenName"],))
+            for held in bench.product.state()["users"].values()
+            if not held["deleted"]
+        ]
+
+
+class Babelforce(Conformance):
+    """REST with logins that cannot be renamed; a name is the linked agent's."""
+
+    connector = "babelforce"
+    create_call = ("POST", "/api/v2/users$")
+    page_size = 3
+    rename: ClassVar[Literal["same", "refused"]] = "refused"
+
+    def emulator(self) -> Emulator | None:
+        """With the integration's own user."""
+        return BabelforceEmulator(token=self.credential, rate_per_s=0)
+
+    def settings(self, url: str, secret: str) -> dict[str, Any]:
+        """Over REST; agents are made, because they carry the name."""
+        return {
+            "base_url": url,
+            "token": {"file": secret},
+            "integration_user": DEMO_LOGIN[0],
+            "create_agents": True,
+            "allow_loopback": True,
+        }
+
+    def user(self, number: int, *, text: str = "Ada Example", active: bool = True) -> dict[str, Any]:
+        """With the role of an agent."""
+        return {**_person(number, text, active), "roles": [{"value": "agent"}]}
+
+    def with_unknown_role(self, user: dict[str, Any], role: str) -> dict[str, Any] | None:
+        """App roles."""
+        return {**user, "roles": [{"value": role}]}
+
+    def accounts(self, bench: Bench) -> list[Seen]:
+        """All but the integration's own user."""
+        state = bench.product.state()
+        names = {agent["email"]: agent["name"] for agent in state["agents"].values()}
+        return [
+            Seen(held["id"], held["email"], held["enabled"], (names.get(held["email"], ""),))
+            for held in state["users"].values()
+            if held["email"] != DEMO_LOGIN[0]
+        ]
+
+
+class BabelforceScim(Babelforce):
+    """The same product over its SCIM interface, which can rename."""
+
+    create_call = ("POST", "/auth/scim/v2/Users$")
+    page_size = SCIM_PAGE_HALF
+    rename = "same"
+
+    def emulator(self) -> Emulator | None:
+        """With SCIM switched on."""
+        emulator = BabelforceEmulator(token=self.credential, rate_per_s=0)
+        features = {"scim": True, "groups": False, "roles": True, "password_sync": False, "phone_number_sync": False}
+        emulator.seed({"configuration": {"defaultRoles": [], "customizer": "microsoft", "features": features}})
+        return emulator
+
+    def settings(self, url: str, secret: str) -> dict[str, Any]:
+        """Over SCIM."""
+        table = {**super().settings(url, secret), "target": "scim"}
+        del table["create_agents"]
+        return table
+
+    def accounts(self, bench: Bench) -> list[Seen]:
+        """The display name is the user's own here."""
+        return [
+            Seen(held["id"], held["email"], held["enabled"], (held.get("displayName") or "",))
+            for held in bench.product.state()["users"].values()
+            if held["email"] != DEMO_LOGIN[0]
+        ]
+
+
+class BobsBusiness(Conformance):
+    """SCIM where a second spelling of an address would make a second account."""
+
+    connector = "bobs_business"
+    create_call = ("POST", "/scim/v2/Users$")
+    page_size = SCIM_PAGE_HALF
+
+    def emulator(self) -> Emulator | None:
+        """One organisation."""
+        return BobsBusinessEmulator(token=self.credential, rate_per_s=0)
+
+    def settings(self, url: str, secret: str) -> dict[str, Any]:
+        """Tenant URL and key."""
+        return {"tenant_url": f"{url}/scim/v2", "api_key": {"file": secret}, "allow_loopback": True}
+
+    def user(self, number: int, *, text: str = "Ada Example", active: bool = True) -> dict[str, Any]:
+        """The default mapping."""
+        return _person(number, text, active)
+
+    def accounts(self, bench: Bench) -> list[Seen]:
+        """Users."""
+        return [
+            Seen(held["id"], held["userName"], held["active"], (held["givenName"] or "", held["displayName"] or ""))
+            for held in bench.product.state()["users"].values()
+        ]
+
+
+class Sofa(Conformance):
+    """SCIM of one synchronization, with an access key that ends on a date."""
+
+    connector = "sofa"
+    create_call = ("POST", "/scim/entra/Users$")
+    page_size = SCIM_PAGE_HALF
+    deleted_stays = True
+
+    def emulator(self) -> Emulator | None:
+        """With the first synchronization."""
+        return SofaEmulator(token=self.credential, rate_per_s=0)
+
+    def settings(self, url: str, secret: str) -> dict[str, Any]:
+        """A key generated today."""
+        return {
+            "endpoint_url": f"{url}/scim/entra",
+            "access_key": {"file": secret},
+            "key_issued": datetime.now(UTC).date().isoformat(),
+            "key_validity_days": 730,
+            "allow_loopback": True,
+        }
+
+    def user(self, number: int, *, text: str = "Ada Example", active: bool = True) -> dict[str, Any]:
+        """The default mapping, externalId from objectId."""
+        return _person(number, text, active)
+
+    def accounts(self, bench: Bench) -> list[Seen]:
+        """Users as the administrator sees them."""
+        return [
+            Seen(held["id"], held["user_name"], held["enabled"], (held["name"] or "",))
+            for held in bench.product.state()["users"].values()
+        ]
+
+
+class Observe(Conformance):
+    """Calls nobody: what it holds is what it has seen."""
+
+    connector = "observe"
+
+    def emulator(self) -> Emulator | None:
+        """There is no product."""
+        return None
+
+    def settings(self, url: str, secret: str) -> dict[str, Any]:
+        """Nothing to set."""
+        return {}
+
+    def user(self, number: int, *, text: str = "Ada Example", active: bool = True) -> dict[str, Any]:
+        """The default mapping."""
+        return _person(number, text, active)
+
+    def accounts(self, bench: Bench) -> list[Seen]:
+        """The newest sight of every account."""
+        assert isinstance(bench.connector, ObserveConnector)
+        held: dict[str, Seen] = {}
+        for sight in bench.connector.sights:
+            user = sight.resource
+            held[sight.account_id] = Seen(sight.account_id, sight.account_id, True, (str(user),))
+        return list(held.values())
+
+
+SHIPPED: Mapping[str, tuple[type[Conformance], ...]] = {
+    "babelforce": (Babelforce, BabelforceScim),
+    "bobs_business": (BobsBusiness,),
+    "observe": (Observe,),
+    "sofa": (Sofa,),
+    "talkdesk": (Talkdesk,),
+    "telemessage": (TeleMessage,),
+}
+"""Connector -> its trials; one that can speak two ways has two."""
