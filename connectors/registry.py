@@ -25,6 +25,7 @@ SHIPPED: dict[str, str] = {
     "babelforce": "connectors.babelforce:Babelforce",
     "bobs_business": "connectors.bobs_business:BobsBusiness",
     "observe": "connectors.observe:Observe",
+    "rest": "connectors.generic_rest:GenericRest",
     "scim": "connectors.generic_scim:GenericScim",
     "sofa": "connectors.sofa:Sofa",
     "talkdesk": "connectors.talkdesk:Talkdesk",

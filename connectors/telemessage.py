@@ -232,6 +232,11 @@ def _checked(digits: str, given: str) -> str:
     return digits
 
 
+def is_region(code: str) -> bool:
+    """Whether a text is an ISO 3166 code of a country with telephone numbers, in capitals."""
+    return code in phonenumbers.SUPPORTED_REGIONS
+
+
 def is_assigned(digits: str) -> bool:
     """Whether a normalized number lies in a range that is known to be given out; refusing others would be wrong (M15)."""
     try:
