@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.discovery import CACHED_MAX, Discovery
 from gateway.cursors import CURSOR_S
+from gateway.discovery import CACHED_MAX, Discovery
 from gateway.messages import DEFAULT_LIMITS, LIST_RESPONSE, ScimError
 from schemas.events import EVENT_TYPES
 from schemas.resources import ENTERPRISE_SCHEMA, GROUP_SCHEMA, USER_SCHEMA
