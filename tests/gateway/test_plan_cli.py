@@ -1,0 +1,333 @@
+"""`provgate plan`, `provgate shadow` and shadow mode: real operators' listener, store and engine; a real worker's part answers.
+
+Only NATS is short-circuited: what is published is handed to the worker's code by the test, and its answer back.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest_asyncio
+
+from connectors.contract import Delivery
+from deploy.emulators.harness import running
+from deploy.emulators.talkdesk import TalkdeskEmulator
+from gateway.cli import FINE, NOT_FINE, UNREACHABLE, WRONG_USE
+from gateway.lifecycle import Row
+from schemas.config import BrakeSettings, TargetSettings
+from schemas.events import decode_event
+from schemas.states import SHADOW, State
+from tests.gateway.operated import ALPHA, BETA, COLUMNS, Ended, Operated, a_user, operated
+from workers.control import answer
+from workers.delivery import deliver
+from workers.limits import CallLimit
+from workers.rehearsals import shadow
+from workers.targets import Served
+
+TOKEN = "token-of-the-plan-tests"
+TALKDESK = "urn:ietf:params:scim:schemas:extension:talkdesk:2.0:User"
+
+
+async def _no_limit(limit: CallLimit) -> None:
+    pass
+
+
+class Mine:
+    """Always ours."""
+
+    def check(self) -> None:
+        pass
+
+
+class Staged:
+    """A gateway whose target alpha is an emulated Talkdesk, served by a worker's code."""
+
+    def __init__(self, here: Operated, emulator: TalkdeskEmulator, url: str, folder: Path) -> None:
+        self.here, self.emulator, self.folder = here, emulator, folder
+        self.settings = {
+            "base_url": f"{url}/scim/v2",
+            "allow_loopback": True,
+            "token": {"file": "token"},
+            "roles": ["Agent", "Supervisor"],
+        }
+        self.configure()
+        self.served = Served(ALPHA, here.configured[ALPHA], folder, concurrency_max=4, before_call=_no_limit)
+        self.listening = True
+        here.services.ask_worker = self.ask
+
+    def configure(self, **target: Any) -> None:
+        """The gateway's configuration of the target, as after a change of its file."""
+        self.here.configured = {
+            **self.here.configured,
+            ALPHA: TargetSettings(
+                connector="talkdesk", settings=self.settings, brake=BrakeSettings(enabled=False), **target
+            ),
+        }
+
+    async def ask(self, target: str, question: Mapping[str, Any], wait_s: float) -> bytes | None:
+        return await answer(self.served, msgspec.json.encode(question)) if self.listening else None
+
+    async def work(self, resource: str) -> Row:
+        """What the worker does with the event that is out for a resource, and what the gateway makes of its report."""
+        event = decode_event(self.here.bus.sent.pop(resource).body)
+        given: dict[str, Any] = {
+            "delivery": 1,
+            "owned": Mine(),
+            "new_id": lambda: f"report-{time.time_ns()}",
+            "clock": time.time,
+            "ctx": Delivery(),
+            "worker": "w1",
+        }
+        if event.shadow:
+            outcome = await shadow(event, self.served, **given)
+        else:
+            outcome = await deliver(event, connector=self.served.connector, directory=self.served.directory, **given)
+        assert outcome is not None
+        await self.here.outcomes.fold(outcome)
+        await self.here.settled()
+        return await self.here.row(resource)
+
+    async def arrives(self, name: str, role: str = "Agent") -> str:
+        """Entra creates a user."""
+        return await self.here.created(name, ALPHA, **{TALKDESK: {"rolesString": role}})
+
+    async def typed(self, *arguments: str) -> Ended:
+        """A command as a person types it, without what the worker in this very process logs meanwhile."""
+        ended = await self.here.typed(*arguments)
+        out = "".join(line for line in ended.out.splitlines(keepends=True) if " vendor.call " not in line)
+        return Ended(ended.code, out, ended.err)
+
+    def writes(self) -> int:
+        return len(self.emulator.journal.effects())
+
+
+@pytest_asyncio.fixture
+async def staged(tmp_path: Path) -> AsyncIterator[Staged]:
+    secret = tmp_path / "token"
+    secret.write_text(TOKEN, encoding="utf-8")
+    secret.chmod(0o600)
+    emulator = TalkdeskEmulator(token=TOKEN, rate_per_s=0)
+    async with operated(tmp_path / "data") as here, running(emulator) as url:
+        one = Staged(here, emulator, url, tmp_path)
+        yield one
+        await one.served.close()
+
+
+# ---- provgate plan
+
+
+async def test_a_plan_is_a_verdict_the_account_and_the_calls_within_100_columns(staged: Staged) -> None:
+    """What would be sent for a stored user, masked; nothing is written and nothing is recorded."""
+    resource = await staged.arrives("ada")
+    before = await staged.here.row(resource)
+
+    ended = await staged.typed("plan", ALPHA, "ada@contoso.example")
+
+    assert (ended.code, ended.err) == (FINE, "")
+    assert "apply" in ended.out
+    assert "POST /scim/v2/Users" in ended.out
+    assert "Normalized account" in ended.out
+    assert "ada@contoso.example" not in ended.out
+    assert "a•••@contoso.example" in ended.out
+    assert max(map(len, ended.out.splitlines())) <= COLUMNS
+    assert staged.writes() == 0
+    after = await staged.here.row(resource)
+    assert {name for name in after.__struct_fields__ if getattr(after, name) != getattr(before, name)} <= {"published"}
+
+
+async def test_a_plan_equals_what_is_then_sent(staged: Staged) -> None:
+    """The calls of a plan and the writing calls of the delivery after it are the same, in order."""
+    resource = await staged.arrives("ada")
+    plan = json.loads((await staged.typed("plan", ALPHA, resource, "--json")).out)
+    row = await staged.work(resource)
+    history = (await staged.here.get(f"/resources/{resource}"))["history"]
+    steps = next(entry["steps"] for entry in history if entry["what"] == "delivered")
+
+    assert row.state is State.APPLIED
+    sent = [(step["method"], step["path"]) for step in steps if step["method"] != "GET"]
+    assert [(call["method"], call["path"]) for call in plan["calls"]] == sent
+
+
+async def test_deletion_and_deactivation_are_planned_of_a_user_who_is_there(staged: Staged) -> None:
+    """--inactive and --delete change the wish of the plan only."""
+    resource = await staged.arrives("ada")
+    await staged.work(resource)
+    writes = staged.writes()
+
+    inactive = json.loads((await staged.typed("plan", ALPHA, resource, "--inactive", "--json")).out)
+    deleted = json.loads((await staged.typed("plan", ALPHA, resource, "--delete", "--json")).out)
+
+    assert (inactive["would"], inactive["change"]) == ("apply", "deactivate")
+    assert inactive["calls"][-1]["body"]["active"] is False
+    assert (deleted["would"], deleted["change"]) == ("apply", "delete")
+    assert deleted["calls"]
+    assert staged.writes() == writes
+    row = await staged.here.row(resource)
+    assert (row.state, row.deleted, row.generation) == (State.APPLIED, False, 1)
+
+
+async def test_a_refusal_is_shown_as_entra_would_see_it_and_ends_with_1(staged: Staged) -> None:
+    """Status, scimType and detail are those of the SCIM error; a bad document is refused by the SCIM rules already."""
+    await staged.arrives("eve", role="Wizard")
+    ended = await staged.typed("plan", ALPHA, "eve@contoso.example")
+    machine = json.loads((await staged.typed("plan", ALPHA, "eve@contoso.example", "--json")).out)
+    bad = staged.folder / "bad.json"
+    bad.write_text('{"userName": [1, 2]}', encoding="utf-8")
+    document = await staged.typed("plan", ALPHA, "--file", str(bad), "--json")
+
+    assert ended.code == NOT_FINE
+    assert "Entra sees: 400 invalidValue" in ended.out
+    assert "'Wizard'" in ended.out
+    assert (machine["would"], machine["refusal"]["status"], machine["calls"]) == ("refuse", 400, [])
+    assert document.code == NOT_FINE
+    assert json.loads(document.out)["refusal"]["status"] == 400
+
+
+async def test_a_document_that_is_not_stored_can_be_planned(staged: Staged) -> None:
+    """--file: a SCIM user as Entra would post it; an account that exists already is adopted in the plan, too."""
+    resource = await staged.arrives("ada")
+    await staged.work(resource)
+    account = (await staged.here.row(resource)).account_id
+    file = staged.folder / "user.json"
+    file.write_text(json.dumps(a_user("bob", **{TALKDESK: {"rolesString": "Agent"}})), encoding="utf-8")
+    new = json.loads((await staged.typed("plan", ALPHA, "--file", str(file), "--json")).out)
+    file.write_text(json.dumps(a_user("ada", **{TALKDESK: {"rolesString": "Supervisor"}})), encoding="utf-8")
+    known = json.loads((await staged.typed("plan", ALPHA, "--file", str(file), "--json")).out)
+
+    assert (new["would"], new["resource"], new["change"]) == ("apply", None, "create")
+    assert new["calls"][0]["method"] == "POST"
+    assert (known["would"], known["resource"], known["change"]) == ("apply", resource, "update")
+    assert known["calls"][0]["url"] == f"/scim/v2/Users/{account}"
+    assert staged.writes() == 1
+
+
+async def test_shown_values_are_recorded(staged: Staged) -> None:
+    """--show-values unmasks, and the record says so with its reason."""
+    resource = await staged.arrives("ada")
+    ended = await staged.typed("plan", ALPHA, resource, "--show-values", "--reason", "a ticket")
+
+    assert "ada@contoso.example" in ended.out
+    (record,) = await staged.here.audited("values.shown")
+    assert (record.subject, msgspec.json.decode(record.detail)["reason"]) == (resource, "a ticket")
+
+
+async def test_wrong_use_and_unreachable_workers_have_their_exit_codes(staged: Staged) -> None:
+    """2: named wrongly; 3: nobody could make the plan, or the product did not answer."""
+    resource = await staged.arrives("ada")
+    for command in (
+        ("plan", ALPHA),
+        ("plan", ALPHA, resource, "--file", "x.json"),
+        ("plan", ALPHA, resource, "--delete", "--inactive"),
+        ("plan", ALPHA, "nobody@contoso.example"),
+        ("plan", "nowhere", resource),
+        ("plan", ALPHA, "--file", str(staged.folder / "missing.json")),
+    ):
+        assert (await staged.typed(*command)).code == WRONG_USE, command
+    staged.emulator.fault("status", status=503, times=100)
+    assert (await staged.typed("plan", ALPHA, resource)).code == UNREACHABLE
+    staged.listening = False
+    nobody = await staged.typed("plan", ALPHA, resource)
+    assert (nobody.code, "No worker answered" in nobody.err) == (UNREACHABLE, True)
+
+
+# ---- shadow mode
+
+
+async def test_shadow_mode_rehearses_keeps_the_wish_open_and_delivers_when_it_ends(staged: Staged) -> None:
+    """Create, change and delete in shadow mode write nothing; what is wished at the end is what is delivered then."""
+    here = staged.here
+    staged.configure(shadow=True)
+    ada, eve, bob = await staged.arrives("ada"), await staged.arrives("eve", role="Wizard"), await staged.arrives("bob")
+    for resource in (ada, eve, bob):
+        row = await staged.work(resource)
+        assert (row.state, row.blocked_on, row.account_id, row.open) == (State.BLOCKED, SHADOW, None, True)
+        assert not row.doubts
+        assert row.acknowledged == row.generation
+    await here.intake.delete(ALPHA, "user", bob)
+    await here.settled()
+    assert (await here.row(bob)).state is State.GONE
+    assert staged.writes() == 0
+
+    staged.configure()
+    moved = await here.store.run(lambda ledger: ledger.leave_shadow(ALPHA, time.time()))
+    here.dispatcher.kick(ALPHA)
+    await here.settled()
+
+    assert moved == 2
+    assert (await staged.work(ada)).state is State.APPLIED
+    assert (await staged.work(eve)).state is State.DEAD
+    assert staged.writes() == 1
+    assert await here.store.run(lambda ledger: ledger.leave_shadow(ALPHA, time.time())) == 0
+
+
+async def test_a_user_who_was_there_before_shadow_mode_keeps_the_link(staged: Staged) -> None:
+    """A deactivation in shadow mode is not lost: it is delivered to the linked account when the mode ends."""
+    here = staged.here
+    ada = await staged.arrives("ada")
+    account = (await staged.work(ada)).account_id
+    staged.configure(shadow=True)
+    seen = await here.row(ada)
+    await here.intake.change(ALPHA, "user", seen, lambda base: {**base, "active": False})
+    await here.settled()
+    row = await staged.work(ada)
+    assert (row.state, row.account_id) == (State.BLOCKED, account)
+    assert staged.writes() == 1
+
+    staged.configure()
+    await here.store.run(lambda ledger: ledger.leave_shadow(ALPHA, time.time()))
+    here.dispatcher.kick(ALPHA)
+    await here.settled()
+
+    row = await staged.work(ada)
+    assert (row.state, row.account_id) == (State.APPLIED, account)
+    (held,) = [user for user in staged.emulator.state()["users"].values() if user["id"] == account]
+    assert held["active"] is False
+
+
+async def test_a_worker_that_still_rehearses_after_the_end_is_asked_again_soon(staged: Staged) -> None:
+    """The worker's own configuration counts, too; its report does not put the change aside for a day."""
+    ada = await staged.arrives("ada")
+    message = staged.here.bus.sent[ada]
+    event = msgspec.structs.replace(decode_event(message.body), shadow=True)
+    staged.here.bus.sent[ada] = msgspec.structs.replace(message, body=msgspec.json.encode(event))
+
+    row = await staged.work(ada)
+
+    assert (row.state, row.blocked_on) == (State.BLOCKED, SHADOW)
+    assert row.next_at - time.time() <= 60.0
+
+
+async def test_operators_are_told_plainly_about_shadow_mode(staged: Staged) -> None:
+    """Status, target, user and the list of what was recorded; all masked, within 100 columns."""
+    here = staged.here
+    staged.configure(shadow=True)
+    ada = await staged.arrives("ada")
+    await staged.arrives("eve", role="Wizard")
+    for resource in list(here.bus.sent):
+        await staged.work(resource)
+
+    status = (await staged.typed("status")).out
+    target = (await staged.typed("target", "show", ALPHA)).out
+    user = (await staged.typed("user", "show", ada)).out
+    ended = await staged.typed("shadow", ALPHA)
+    machine = json.loads((await staged.typed("shadow", ALPHA, "--json")).out)
+    other = await staged.typed("shadow", BETA)
+
+    assert f"{ALPHA} is in shadow mode" in status
+    assert "shadow mode" in (await staged.typed("target", "list")).out
+    assert "nothing is written at the product" in target
+    assert "not sent (shadow mode)" in user
+    assert ended.code == FINE
+    assert "2 changes rehearsed, 1 of them would be refused." in ended.out
+    assert "POST /scim/v2/Users" in ended.out
+    assert max(map(len, ended.out.splitlines())) <= COLUMNS
+    for shown in (status, target, user, ended.out, json.dumps(machine)):
+        assert "ada@contoso.example" not in shown
+    assert (machine["shadow"], machine["total"], machine["refused"]) == (True, 2, 1)
+    assert machine["calls"] == [{"method": "POST", "path": "/scim/v2/Users", "count": 1}]
+    assert "is not in shadow mode" in other.out
