@@ -87,6 +87,8 @@ class Row(Struct, kw_only=True):
     document: bytes = b"{}"
     deleted: bool = False
     identities: tuple[str, ...] = ()
+    manager: str | None = None
+    """Resource id of the wished manager."""
     created_at: float = 0.0
     modified_at: float = 0.0
     veiled: bool = False
@@ -240,6 +242,10 @@ class MakeDirty(Struct, frozen=True):
     identity: str = ""
 
 
+class Relinked(Struct, frozen=True):
+    """The account that groups and reports know is gone: they refer to the row's next account as soon as there is one."""
+
+
 class Linked(Struct, frozen=True):
     """An existing account was linked (audited)."""
 
@@ -286,7 +292,7 @@ class MembersSettled(Struct, frozen=True):
     anew: bool = False
 
 
-Effect = Close | MembersSent | MembersSettled | MakeDirty | Linked | CircuitHit | RateLimitHit | Died | Issue
+Effect = Close | MembersSent | MembersSettled | MakeDirty | Linked | Relinked | CircuitHit | RateLimitHit | Died | Issue
 
 
 # ---- moves
@@ -342,6 +348,7 @@ def accept(
     row.deleted = change is Change.DELETE
     row.modified_at = now
     row.traceparent = traceparent
+    row.manager = manager_of(document) if row.kind == "user" else None
     if row.generation == 1:
         row.created_at = now
     if acknowledged:
@@ -396,7 +403,7 @@ def dispatch(row: Row, now: float, others: Others, connector: str) -> list[Effec
             if not (steps.add or steps.remove):
                 return _rest_of_members(row, steps, now)
         elif not row.ambiguous:
-            manager = manager_of(row.document)
+            manager = row.manager
             referred = _referred(row, manager, others)
             if manager is None or referred is None or referred.account_id is None:
                 return _rest_of_manager(row, manager, referred, now)
@@ -783,6 +790,7 @@ def settle(
     row.in_flight = None
     row.body = None
     row.settled_at = row.heard_at = now
+    account_id = row.account_id
     if row.state in DEAD_STATES:
         return _resolved(row, outcome, now, others)
     hold = row.blocked_on == APPROVAL
@@ -791,6 +799,12 @@ def settle(
         row.blocked_on = None
         move(row, State.HELD)
     done = outcome.result is Result.APPLIED or row.state is State.GONE or row.state in DEAD_STATES
+    if account_id is not None and row.account_id != account_id and not row.deleted:
+        effects.append(Relinked())
+        if row.manager == row.id and not row.open:
+            row.unfinished = True
+            if row.state is State.APPLIED:
+                move(row, State.QUEUED)
     if not done and not row.open:
         row.unfinished = True  # what was sent again besides a settled wish is still to be done
     if row.looked and not done:
@@ -917,7 +931,8 @@ def _applied(row: Row, outcome: Outcome, now: float, others: Others, sent: bytes
         effects.append(_members_of(sent, created=outcome.created))
         row.unfinished |= outcome.created
     if row.kind == "user":
-        row.unfinished = not outcome.deleted and not row.open and manager_of(row.document) in outcome.unresolved
+        again = row.unfinished or row.manager in outcome.unresolved  # or its account became another one meanwhile
+        row.unfinished = again and not (outcome.deleted or row.open)
     move(row, State.GONE if outcome.deleted else State.APPLIED)
     if doubts.strays:
         row.dirty = True

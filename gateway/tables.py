@@ -81,6 +81,7 @@ class Resource(_Table, table=True):
         sa.Index("ix_resource_in_flight", "target", **_where("in_flight IS NOT NULL")),
         sa.Index("ix_resource_read_back", "read_back_at", **_where("read_back_at IS NOT NULL")),
         sa.Index("ix_resource_dead", "target", "fingerprint", "settled_at", **_where("state = 'dead'")),
+        sa.Index("ix_resource_manager", "manager", **_where("manager IS NOT NULL")),
         sa.Index("ix_resource_trail", "seq", **_where("has_trail")),
         {"sqlite_autoincrement": True},
     )
@@ -94,6 +95,7 @@ class Resource(_Table, table=True):
     event_id: str
     change: str
     deleted: bool
+    manager: str | None
     created_at: float
     modified_at: float
     veiled: bool

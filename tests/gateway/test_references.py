@@ -426,6 +426,51 @@ async def _served(office: Office) -> None:
         await asyncio.sleep(0)
 
 
+# ---- an account that became another one
+
+
+async def test_groups_and_reports_follow_an_account_that_was_made_anew(office: Office) -> None:
+    """T12: a new account is in no group and nobody's manager at the product, whatever was settled with the one before it."""
+    boss, clerk, other = await office.person(), await office.person(), await office.person()
+    await office.work()
+    await office.lead(clerk, boss)
+    await office.lead(boss, boss)
+    group, elsewhere = await office.group(boss, clerk), await office.group(other, name="Elsewhere")
+    await office.work()
+    before = await office.account(boss)
+    untouched = (await office.row(elsewhere)).fence, (await office.row(other)).fence
+
+    del office.shelf.accounts[before]
+    await office.lead(boss, boss, traceparent=TRACE)
+    taken(await office.intake.change(TARGET, "user", await office.row(boss), lambda base: {**base, "title": "Chief"}))
+    await office.work()
+    for _ in range(3):
+        await office.later(1)
+
+    now = await office.account(boss)
+    assert now != before
+    assert await office.leader(clerk) == await office.leader(boss) == now
+    assert now in await office.at_product(group)
+    assert {(await office.row(one)).state for one in (boss, clerk, group)} == {State.APPLIED}
+    assert ((await office.row(elsewhere)).fence, (await office.row(other)).fence) == untouched
+
+
+async def test_what_is_on_its_way_with_an_account_that_was_made_anew_is_sent_again(office: Office) -> None:
+    """R5: the event keeps the bytes it had; once it is settled, the next one names the new account."""
+    boss, clerk = await office.users(2)
+    await office.lead(clerk, boss)
+    await office.quiet()
+    (out,), office.bus.messages = office.bus.messages, []
+    del office.shelf.accounts[await office.account(boss)]
+    taken(await office.intake.change(TARGET, "user", await office.row(boss), lambda base: {**base, "title": "Chief"}))
+    await office.work()
+
+    await office.outcomes.fold(await office.delivered(out))
+    await office.work()
+    assert await office.leader(clerk) == await office.account(boss)
+    assert (await office.row(clerk)).state is State.APPLIED
+
+
 # ---- who made an account
 
 

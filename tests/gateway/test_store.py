@@ -48,6 +48,7 @@ from gateway.store import Reader, Store, StoreClosed, StoreConflict, StoreOverlo
 from gateway.tables import METADATA, RESOURCE, SCHEMA
 from schemas.config import RetrySettings
 from schemas.events import Outcome, Reason, Sighting, Step
+from schemas.resources import ENTERPRISE_SCHEMA
 from schemas.states import PRIORITY_REPAIR, Change, Circuit, Result, State
 from tests.simulation.memory import Memory, MemoryLedger
 
@@ -199,6 +200,7 @@ EVERYTHING = Row(
     document=b'{"userName":"\xc3\xa9va"}',
     deleted=True,
     identities=("userName:éva", "externalId:7"),
+    manager="r2",
     created_at=1.25,
     modified_at=2.5,
     veiled=True,
@@ -1524,8 +1526,10 @@ async def test_a_store_of_an_earlier_version_is_brought_up_to_date_with_what_is_
             "state": "queued",
             "change": "create",
             "visible": True,
+            "document": msgspec.json.encode({"userName": "a", ENTERPRISE_SCHEMA: {"manager": {"value": "boss"}}}),
         }
         connection.execute(sa.insert(RESOURCE).values(values))
+        connection.execute(sa.insert(RESOURCE).values({**values, "id": "boss", "document": b'{"title":"manager"}'}))
         connection.commit()
     engine.dispose()
 
@@ -1533,6 +1537,10 @@ async def test_a_store_of_an_earlier_version_is_brought_up_to_date_with_what_is_
 
     row = await store.read(lambda reader: reader.visible_row(TARGET, "user", "old"))
     assert row is not None
+    assert (row.manager, row.account_created, row.traceparent) == ("boss", None, None)
+    boss = await store.read(lambda reader: reader.row("boss"))
+    assert boss is not None
+    assert boss.manager is None
     await store.run(lambda ledger: ledger.audit(at=NOW, actor="x", action="y", target=TARGET, subject="old", detail={}))
     assert len(await store.read_slow(lambda reader: reader.audit(10))) == 1
     assert by_hand(empty, "SELECT version_num FROM alembic_version") == [(SCHEMA,)]
@@ -1710,6 +1718,9 @@ HOT = [
     "member_steps",
     "member_waiting",
     "referred",
+    "unsettle_member",
+    "refer_in_flight",
+    "refer_again",
     "wished_members",
     "is_member",
     "groups_of",

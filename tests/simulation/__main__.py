@@ -21,8 +21,9 @@ def main() -> int:
     parser.add_argument("--without", action="append", choices=PROTECTIONS, default=[])
     parser.add_argument("--weather", choices=WEATHERS, default="common")
     parser.add_argument("--late-effects", action="store_true")
+    parser.add_argument("--managers", action="store_true")
     arguments = parser.parse_args()
-    rules = Rules(frozenset(arguments.without), arguments.weather, arguments.late_effects)
+    rules = Rules(frozenset(arguments.without), arguments.weather, arguments.late_effects, arguments.managers)
     if arguments.seed is not None:
         silence()
         world = rules.world(arguments.seed)

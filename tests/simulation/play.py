@@ -20,16 +20,18 @@ class Rules(Struct, frozen=True):
     Args:
         without: protections that are taken away.
         weather: a name of WEATHERS.
-        late_effects: see `World`.
+        late_effects, managers: see `World`.
     """
 
     without: frozenset[str] = frozenset()
     weather: str = "common"
     late_effects: bool = False
+    managers: bool = False
 
     def world(self, seed: int) -> World:
         """The world of one seed, not played yet."""
-        return World(seed, self.without, weather=WEATHERS[self.weather], late_effects=self.late_effects)
+        weather = WEATHERS[self.weather]
+        return World(seed, self.without, weather=weather, late_effects=self.late_effects, managers=self.managers)
 
     def command(self, seed: int) -> str:
         """What to type to see one seed's history."""
@@ -37,6 +39,7 @@ class Rules(Struct, frozen=True):
         words += [f"--without {name}" for name in sorted(self.without)]
         words += [f"--weather {self.weather}"] if self.weather != "common" else []
         words += ["--late-effects"] if self.late_effects else []
+        words += ["--managers"] if self.managers else []
         return " ".join(words)
 
 

@@ -17,6 +17,8 @@ from tests.simulation.world import PROTECTIONS, World
 
 SEEDS = int(os.environ.get("PROVGATE_SIM_SEEDS", "250"))
 """How many seeds `make test` plays; about a thousand take a minute on two cores."""
+MANAGED_SEEDS = max(1, SEEDS // 10)
+"""Of those in which people have managers."""
 SECONDS_PER_SEED_MAX = 2.0
 """Bound for the time limit of the test that plays them."""
 SEARCHED_MAX = 300
@@ -76,6 +78,17 @@ def test_every_protection_has_its_seeds() -> None:
     assert set(SHOWN_BY) == set(PROTECTIONS)
 
 
+def test_everybody_is_led_by_the_managers_account_in_the_end() -> None:
+    """T12, vendors.md 5.3: whoever is linked first, whatever crashes or is lost, nobody waits for a manager who is there."""
+    rules = Rules(managers=True)
+
+    played = many(range(MANAGED_SEEDS), rules)
+
+    broken = [f"{', '.join(kinds)}: {rules.command(seed)}" for seed, kinds in played.violating.items()]
+    assert broken == []
+    assert played.stats["led"] > MANAGED_SEEDS
+
+
 def test_a_seed_has_one_history() -> None:
     """A13: time and randomness are injected, so a seed that broke a promise can be looked at again - in another process, too."""
     printed = {
@@ -94,13 +107,14 @@ def test_a_seed_has_one_history() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 5, 6, 7, 10])
-def test_the_store_answers_like_the_ledger_in_memory(seed: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("managers", [False, True])
+def test_the_store_answers_like_the_ledger_in_memory(seed: int, tmp_path: Path, managers: bool) -> None:
     """Every question of a whole history is put to the SQL store as well; answers, history and final rows are the same."""
-    alone = World(seed)
+    alone = World(seed, managers=managers)
     alone.trace = []
     alone.play()
     books = ComparedBooks(tmp_path / "store.sqlite3")
-    world = World(seed, books=books)
+    world = World(seed, managers=managers, books=books)
     world.trace = []
 
     try:

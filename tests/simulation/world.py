@@ -32,6 +32,7 @@ from gateway.outcomes import Outcomes
 from schemas.config import BrakeSettings, RetrySettings, TargetSettings
 from schemas.errors import Conflict, Gone, Misconfigured, RateLimited, Rejected, Unavailable
 from schemas.events import Begin, Outcome, decode_event, decode_outcome, encode
+from schemas.resources import ENTERPRISE_SCHEMA, Manager
 from schemas.states import Result, State
 from schemas.topology import ACK_WAIT_S, CALL_S, DUPLICATE_WINDOW_S, OUTCOMES, OWNED_S, REST_S, SIGNAL_EVERY_S, WORK
 from tests.simulation.books import Books, MemoryBooks
@@ -134,6 +135,7 @@ class World:
         late_effects: a frozen worker's bytes may leave right after the thaw, so that the vendor acts later than any wait of ours.
             No gateway can order what a vendor does then, so promises may break; the order of generations is only counted.
         weather: how rough it is.
+        managers: people have managers, whom the vendor knows by its own ids.
         books: the status store; in memory unless told otherwise.
     """
 
@@ -144,8 +146,10 @@ class World:
         *,
         late_effects: bool = False,
         weather: Weather = COMMON,
+        managers: bool = False,
         books: Books | None = None,
     ) -> None:
+        self.managers = managers
         self.random = random.Random(seed)
         self.late_effects = late_effects
         self.weather = weather
@@ -521,7 +525,9 @@ class World:
 
     # ---- vendor
 
-    async def effect(self, box: list[Any], op: str, source: str, account_id: str | None, key: str, doc: int) -> None:
+    async def effect(
+        self, box: list[Any], op: str, source: str, account_id: str | None, key: str, doc: int, manager: str | None
+    ) -> None:
         """What the vendor does, some time after the bytes left."""
         rid, generation = self.memory.event_ids[source]
         row = self.memory.rows[rid]
@@ -554,7 +560,9 @@ class World:
                 if not self.late_effects:
                     self.violations.append("an older generation reached the vendor after a newer one (P2)")
             self.newest[rid] = max(generation, self.newest.get(rid, 0))
-            self.accounts[account_id or ""] = {"key": key, "doc": doc, "rid": rid, "generation": generation}
+            led_by = manager or (account or {}).get("manager")
+            told = {"key": key, "doc": doc, "rid": rid, "generation": generation, "manager": led_by}
+            self.accounts[account_id or ""] = told
             self.by_key[key] = account_id or ""
             box.append(("ok", account_id))
         self.log("vendor", op, rid, "gen", generation, account_id, key, doc, box[-1])
@@ -594,7 +602,10 @@ class World:
                 continue
             else:
                 row = live[r.choice(sorted(live))]
-                if x < 0.6:
+                if x < 0.6 and self.managers and r.random() < 0.5:
+                    leader = live[r.choice(sorted(live))].id
+                    self.change(gateway, row, **{ENTERPRISE_SCHEMA: {"manager": {"value": leader}}})
+                elif x < 0.6:
                     self.change(gateway, row, title=str(r.randrange(1, 400)))
                 elif x < 0.78:
                     self.write(gateway, functools.partial(gateway.intake.delete, TARGET, "user", row.id))
@@ -705,6 +716,9 @@ class World:
             holder = self.by_key.get(self.name_of(row))
             if holder is not None and (TARGET, "user", holder) not in self.memory.links:
                 return True  # by an account nobody owns
+        if row.reason is not None and row.reason.code == "manager_missing":
+            manager = self.memory.rows.get(row.manager or "")
+            return manager is not None and self.waits_for_a_person(manager, (*seen, row.id))
         holders = MemoryLedger(self.memory, self.without).holders(row, row.identities)
         return any(self.waits_for_a_person(h, (*seen, row.id)) for h in holders)
 
@@ -741,6 +755,12 @@ class World:
                     v.append("lost write: no account")
                 elif (account["key"], str(account["doc"]), account["rid"]) != (wish["userName"], wish["title"], row.id):
                     v.append("lost write: vendor differs")
+                manager = self.memory.rows.get(row.manager or "")
+                linked = manager is not None and not manager.deleted and manager.account_id is not None
+                if account is not None and manager is not None and linked:
+                    self.stats["led"] += 1
+                    if account["manager"] != manager.account_id:
+                        v.append("not led by the manager's account")
             if row.state is State.GONE and owned[row.id] and row.id not in issues:
                 v.append("account left after deletion")
             if owned[row.id] > 1 and row.id not in issues and row.state is not State.DEAD:
@@ -894,8 +914,9 @@ class SimConnector:
     async def refresh(self) -> bool:
         return False
 
-    def normalize(self, user: Any, directory: Any) -> tuple[str, int]:
-        return user.user_name, int(user.title)
+    def normalize(self, user: Any, directory: Any) -> tuple[str, int, str | None]:
+        manager = user.enterprise.manager
+        return user.user_name, int(user.title), manager.value if isinstance(manager, Manager) else None
 
     def account_keys(self, account: Any) -> tuple[str, ...]:
         return ()
@@ -903,7 +924,15 @@ class SimConnector:
     def ignored(self, user: Any) -> tuple[str, ...]:
         return ()
 
-    async def call(self, ctx: Delivery, op: str, account_id: str | None = None, key: str = "", doc: int = 1) -> Any:
+    async def call(
+        self,
+        ctx: Delivery,
+        op: str,
+        account_id: str | None = None,
+        key: str = "",
+        doc: int = 1,
+        manager: str | None = None,
+    ) -> Any:
         w = self.world
         if w.late_effects:
             self.held.check()
@@ -929,7 +958,7 @@ class SimConnector:
         )
         box: list[Any] = []
         source = ctx.idempotency_key.rsplit("-", 1)[0]
-        w.spawn(None, w.effect(box, op, source, account_id, key, doc), latency)
+        w.spawn(None, w.effect(box, op, source, account_id, key, doc, manager), latency)
         wait = latency + w.random.uniform(0.01, 0.2)
         if x < 0.09 or wait > CALL_S:
             await Sleep(min(CALL_S, wait + 5))
@@ -957,10 +986,12 @@ class SimConnector:
         return found
 
     async def create(self, account: Any, ctx: Delivery) -> str:
-        return str(await self.call(ctx, "create", key=account[0], doc=account[1]))
+        key, doc, manager = account
+        return str(await self.call(ctx, "create", key=key, doc=doc, manager=manager and ctx.resolve(manager)))
 
     async def update(self, account_id: str, account: Any, ctx: Delivery) -> None:
-        await self.call(ctx, "put", account_id, key=account[0], doc=account[1])
+        key, doc, manager = account
+        await self.call(ctx, "put", account_id, key=key, doc=doc, manager=manager and ctx.resolve(manager))
 
     async def delete(self, account_id: str, ctx: Delivery) -> None:
         await self.call(ctx, "delete", account_id)
