@@ -31,6 +31,8 @@ REQUEST_LINE_EXTRA_BYTES = 1_024
 FULL_RETRY_AFTER_S = 5
 REFUSE_WAIT_S = 2.0
 """How long a refused caller may take to read why."""
+GRACE_S = 0.05
+"""After a machine slept, timers run before what arrived meanwhile is read: nothing ends before it was looked for once more."""
 FILES_BESIDE = 256
 """Open files beside connections: store, bus, logs, libraries."""
 
@@ -93,6 +95,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._peer: str | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
+        self._graced = False
         self._in_head = False
         self._head_bytes = 0
         self._head_bytes_max = limits.header_bytes_max + limits.url_bytes_max + REQUEST_LINE_EXTRA_BYTES
@@ -155,6 +158,7 @@ class BoundedConnection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         self._in_head = True
+        self._graced = False
         self._head_bytes = 0
         super().on_message_begin()
 
@@ -169,7 +173,10 @@ class BoundedConnection(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         """Rested too long; a caller that does not read its answer is not waited for either."""
-        if self.transport.get_write_buffer_size():
+        if not self._graced:
+            self._graced = True
+            self.timeout_keep_alive_task = self.loop.call_later(GRACE_S, self.timeout_keep_alive_handler)
+        elif self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
             super().timeout_keep_alive_handler()
@@ -182,6 +189,7 @@ class BoundedConnection(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _arm(self) -> None:
+        self._graced = False
         self._timer = self.loop.call_later(self._limits.header_wait_s, self._too_slow)
 
     def _disarm(self) -> None:
@@ -193,7 +201,10 @@ class BoundedConnection(HttpToolsProtocol):
         self._timer = None
         if self.transport.is_closing():
             return
-        if not self._is_idle():
+        if not self._graced:
+            self._graced = True
+            self._timer = self.loop.call_later(GRACE_S, self._too_slow)
+        elif not self._is_idle():
             self._arm()  # a request is in work, and the next one stands behind it; the first has a bound of its own
         elif self._in_head:
             wait_s = self._limits.header_wait_s

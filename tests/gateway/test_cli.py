@@ -157,7 +157,7 @@ async def test_json_answers_have_the_shapes_of_the_api(here: Operated) -> None:
     """Every command with --json prints one JSON document and nothing else."""
     resource = await here.dead("ada")
     expected = {
-        ("status",): {"at", "sentence", "fine", "bus_connected", "targets", "waiting"},
+        ("status",): {"at", "sentence", "fine", "bus_connected", "targets", "waiting", "overload"},
         ("status", ALPHA): {"at", "sentence", "fine", "bus_connected", "targets", "waiting"},
         ("dead", "list"): {"at", "total", "causes", "items"},
         ("held", "list"): {"at", "total", "causes", "items"},
