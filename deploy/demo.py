@@ -11,6 +11,8 @@ import secrets
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,14 +37,17 @@ from schemas import logs
 
 PEOPLE = 20
 GROUPS = 2
-"""Groups of the one target that takes any, with everybody in one of them."""
+"""Groups of the targets that take any, with everybody in one of them."""
 START_WAIT_S = 60.0
 APPLY_WAIT_S = 120.0
 KEY_DAYS = 90
 MANAGER = "Contoso Archive"
 ROLES = ("Agent", "Supervisor", "Administrator", "Team Lead", "Quality Analyst")
 TEAMS = ("Porto", "Lisbon Support", "Tier-1")
-EMULATED = ("telemessage", "talkdesk")
+BABELFORCE_ROLES = ("agent", "supervisor", "sales")
+INTEGRATION_USER = "scim@example.com"
+EMULATED = ("telemessage", "talkdesk", "babelforce", "bobs_business", "sofa")
+WITH_GROUPS = ("bobs_business", "sofa", "observe")
 
 CONFIG = """\
 # written by provgate demo; the same file would serve a real installation
@@ -75,6 +80,34 @@ base_url = "{talkdesk}"
 token = {{ file = "{data}/secrets/talkdesk" }}
 roles = {roles}
 teams = {teams}
+allow_loopback = true
+
+[targets.babelforce]
+connector = "babelforce"
+title = "Call centre (emulated)"
+[targets.babelforce.settings]
+base_url = "{babelforce}"
+token = {{ file = "{data}/secrets/babelforce" }}
+integration_user = "{integration_user}"
+allow_loopback = true
+
+[targets.bobs_business]
+connector = "bobs_business"
+title = "Learning platform (emulated)"
+[targets.bobs_business.settings]
+tenant_url = "{bobs_business}/scim/v2"
+api_key = {{ file = "{data}/secrets/bobs_business" }}
+allow_loopback = true
+
+[targets.sofa]
+connector = "sofa"
+title = "Document system (emulated)"
+[targets.sofa.settings]
+endpoint_url = "{sofa}/scim/entra"
+access_key = {{ file = "{data}/secrets/sofa" }}
+key_issued = {key_issued}
+key_validity_days = 730
+group_map = {group_map}
 allow_loopback = true
 
 [targets.observe]
@@ -164,6 +197,9 @@ class _Demo:
                 manager=MANAGER,
                 roles=msgspec.json.encode(ROLES).decode(),
                 teams=msgspec.json.encode(TEAMS).decode(),
+                integration_user=INTEGRATION_USER,
+                key_issued=date.fromtimestamp(secret_files["sofa"].stat().st_mtime),
+                group_map=_group_map(),
                 **self.emulators,
             ),
             encoding="utf-8",
@@ -173,8 +209,11 @@ class _Demo:
         journal.mkdir(exist_ok=True)
         places = [f"{name}:{ports[name]}" for name in EMULATED]
         tokens = [f"--token={name}={secret_files[name].read_text(encoding='utf-8')}" for name in EMULATED]
-        managers = f"--set=telemessage.managers={msgspec.json.encode([MANAGER]).decode()}"
-        command = (sys.executable, "-m", "deploy.emulators", *places, "--journal-dir", str(journal), managers, *tokens)
+        known = (
+            f"--set=telemessage.managers={msgspec.json.encode([MANAGER]).decode()}",
+            f"--set=babelforce.integration_user={INTEGRATION_USER}",
+        )
+        command = (sys.executable, "-m", "deploy.emulators", *places, "--journal-dir", str(journal), *known, *tokens)
         await self.supervisor.start(Child("emulators", command, output=output / "emulators.log"))
         await self.supervisor.start(nats_child(self.data / "nats", ports["nats"], output=output / "nats-server.log"))
         await wait_for_port(ports["nats"])
@@ -232,8 +271,13 @@ class _Demo:
         return f"http://127.0.0.1:{self.port}/scim/v2/{target}"
 
     def _say_where(self) -> None:
-        table = Table("target", "Tenant URL (what an Entra admin enters)", "emulated product", box=None, pad_edge=False)
-        for target in (*EMULATED, "observe"):
+        targets = (*EMULATED, "observe")
+        table = Table("target", box=None, pad_edge=False)
+        # An address that is cut off is no address: the column keeps its width on a narrow terminal too.
+        longest = max(len(self._tenant_url(target)) for target in targets)
+        table.add_column("Tenant URL (what an Entra admin enters)", min_width=longest, no_wrap=True)
+        table.add_column("emulated product", overflow="fold")
+        for target in targets:
             table.add_row(target, self._tenant_url(target), self.emulators.get(target, "calls nobody"))
         self.console.print(table)
         self.console.print(f"Operators: {self.operator_url} (token in {self.data}/operator.json)", soft_wrap=True)
@@ -258,15 +302,13 @@ class _Demo:
     # ---- Entra's first cycle
 
     async def _cycle(self, stop: asyncio.Event) -> None:
-        people = entra.make_people(PEOPLE, seed=1, app_roles=ROLES, teams=TEAMS)
-        mappings = {
-            "telemessage": entra.telemessage(MANAGER),
-            "talkdesk": entra.TALKDESK,
-            "observe": entra.OBSERVE,
-        }
-        groups = {"observe": entra.make_groups(people, GROUPS)}
+        people, groups = _directory(ROLES)
+        callers, _ = _directory(BABELFORCE_ROLES)
+        mappings = {**entra.MAPPINGS, "telemessage": entra.telemessage(MANAGER)}
+        mappings = {target: mappings[target] for target in (*EMULATED, "observe")}
         self.console.print(
-            f"\nThe emulated Entra runs its first cycle: {PEOPLE} people for each target, {GROUPS} groups for observe.",
+            f"\nThe emulated Entra runs its first cycle: {PEOPLE} people for each target,"
+            f" {GROUPS} groups for those that take any.",
             soft_wrap=True,
         )
         columns = (TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -282,10 +324,12 @@ class _Demo:
                 job = entra.ProvisioningJob(
                     self._tenant_url(target),
                     self.tokens[target],
-                    entra.Directory(people, groups.get(target, ())),
+                    entra.Directory(
+                        callers if target == "babelforce" else people, groups if target in WITH_GROUPS else ()
+                    ),
                     mappings[target],
                     connections=2,
-                    provision_groups=target in groups,
+                    provision_groups=target in WITH_GROUPS,
                 )
                 async with job:
                     reports[target] = await job.initial_cycle(on_progress=on_progress)
@@ -304,7 +348,9 @@ class _Demo:
                 await asyncio.gather(cycles, return_exceptions=True)
                 return
             await cycles
-        applied = await self._wait_until_applied(stop, {name: PEOPLE + len(groups.get(name, ())) for name in mappings})
+        applied = await self._wait_until_applied(
+            stop, {name: PEOPLE + GROUPS * (name in WITH_GROUPS) for name in mappings}
+        )
         table = Table(
             "target", "created", "updated", "failed", "applied", "accounts at the product", box=None, pad_edge=False
         )
@@ -313,7 +359,7 @@ class _Demo:
             counts = (report.created, report.updated, failed, applied.get(target, 0))
             table.add_row(target, *map(str, counts), await self._accounts(target))
         self.console.print(table)
-        for target in groups:
+        for target in WITH_GROUPS:
             report = reports[target]
             created, members = report.groups_created, report.memberships
             self.console.print(
@@ -337,6 +383,19 @@ class _Demo:
         async with aiohttp.ClientSession() as session, session.get(f"{self.emulators[target]}/__emu/state") as answer:
             state = cast("dict[str, Any]", await answer.json())
         return str(len(state["users"]))
+
+
+def _directory(roles: Sequence[str]) -> tuple[list[entra.Person], list[entra.Group]]:
+    """The same people and groups every time."""
+    people = entra.make_people(PEOPLE, seed=1, app_roles=roles, teams=TEAMS)
+    return people, entra.make_groups(people, GROUPS)
+
+
+def _group_map() -> str:
+    """Sofa's table of groups: each of Entra's by its object id."""
+    _, groups = _directory(ROLES)
+    rows = (f'{{ remote = "{group.object_id}", sofa = "{group.display_name}" }}' for group in groups)
+    return f"[{', '.join(rows)}]"
 
 
 async def _until(stop: asyncio.Event) -> None:

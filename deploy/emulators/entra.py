@@ -911,7 +911,52 @@ TALKDESK = Mapping(
     ),
 )
 
-MAPPINGS = {mapping.name: mapping for mapping in (OBSERVE, TELEMESSAGE, TALKDESK)}
+# babelforce (vendors B8-B18): the login is the mail address, all app roles are sent together.
+BABELFORCE = Mapping(
+    "babelforce",
+    (
+        AttributeMapping("mail", "userName", matching=1),
+        AttributeMapping("Not([IsSoftDeleted])", "active"),
+        AttributeMapping("displayName", "displayName"),
+        AttributeMapping("AssertiveAppRoleAssignmentsComplex([appRoleAssignments])", "roles"),
+    ),
+)
+
+# Bob's Business (vendors L8-L11): the address on the platform is the user principal name.
+BOBS_BUSINESS = Mapping(
+    "bobs_business",
+    (
+        AttributeMapping("userPrincipalName", "userName", matching=1),
+        AttributeMapping("Not([IsSoftDeleted])", "active"),
+        AttributeMapping("displayName", "displayName"),
+        AttributeMapping("givenName", "name.givenName"),
+        AttributeMapping("surname", "name.familyName"),
+        AttributeMapping("mail", 'emails[type eq "work"].value'),
+        AttributeMapping("objectId", "externalId"),
+    ),
+)
+
+# Sofa (vendors S18-S25): what its guide leaves of the default mapping, with the object id as externalId.
+SOFA = Mapping(
+    "sofa",
+    (
+        AttributeMapping("userPrincipalName", "userName", matching=1),
+        AttributeMapping("Not([IsSoftDeleted])", "active"),
+        AttributeMapping("displayName", "displayName"),
+        AttributeMapping("jobTitle", "title"),
+        AttributeMapping("mail", 'emails[type eq "work"].value'),
+        AttributeMapping("givenName", "name.givenName"),
+        AttributeMapping("surname", "name.familyName"),
+        AttributeMapping("telephoneNumber", 'phoneNumbers[type eq "work"].value'),
+        AttributeMapping("mobile", 'phoneNumbers[type eq "mobile"].value'),
+        AttributeMapping("objectId", "externalId"),
+        AttributeMapping("employeeId", f"{ENTERPRISE_USER}:employeeNumber"),
+        AttributeMapping("department", f"{ENTERPRISE_USER}:department"),
+        AttributeMapping("manager", f"{ENTERPRISE_USER}:manager"),
+    ),
+)
+
+MAPPINGS = {mapping.name: mapping for mapping in (OBSERVE, TELEMESSAGE, TALKDESK, BABELFORCE, BOBS_BUSINESS, SOFA)}
 
 
 # ------------------------------------------------------------------------------------------------- wire forms
