@@ -49,6 +49,9 @@ def _section(name: str) -> str:
     connector = registry.load(name)
     spec = connector.spec
     lines = [f"### {spec.title} (`{name}`)", "", *_facts(spec), ""]
+    notes = README.with_name(f"{name}.md")
+    if notes.is_file():  # what an author wrote by hand, see `provgate connector new`
+        lines += [notes.read_text(encoding="utf-8").strip(), ""]
     if spec.any_attribute:
         lines += ["Takes users of any shape; nothing is ignored.", ""]
     if spec.attributes:

@@ -45,6 +45,10 @@ BATCH_MAX = 100
 """Changes moved by one call; more than one call shows a progress bar."""
 BULK_MAX = 100_000
 SKIPPED_SHOWN_MAX = 20
+LOOK_EVERY_S = 0.3
+USERS_PER_ORDER_MAX = 200
+ORDER_CHARS_MAX = 200_000
+"""Users handed in by one call: as many as the API takes, and well below the longest order."""
 REASON_ABOVE = 100
 """Moving more than this at once needs a reason in words (security requirement S13)."""
 
@@ -104,6 +108,7 @@ _user = _group("user", "One person: what was asked, what became of it, what come
 _key = _group("key", "Access keys for Entra: make, list, revoke.")
 _client = _group("client", "Client secrets for Entra's OAuth client credentials: make, list, revoke.")
 _auth = _group("auth", "Refused sign-ins: list, and why one was refused.")
+_connector = _group("connector", "Connectors, for their authors: list, begin a new one, try its promises.")
 _target = _group("target", "Targets: list, look at, pause, resume, probe.")
 _entra = _group("entra", "The emulated Entra: record what it sends, send a recording to another target.")
 
@@ -508,6 +513,198 @@ def shadow(
     return FINE
 
 
+# ---- comparing products with Entra
+
+
+@_app.command(
+    name="match",
+    help_epilogue="Examples:\n  provgate match bobs --file exportUsers.csv --csv report.csv\n"
+    "  provgate match talkdesk-eu\n  provgate match telemessage --file users.json --map userName=mobilePhone --json",
+)
+def match_accounts(
+    target: Annotated[str, Parameter(help="Name of the target.")],
+    /,
+    *,
+    file: Annotated[
+        Path | None, Parameter(help="Users exported from Entra, CSV or JSON; the stored ones without it.")
+    ] = None,
+    map_: Annotated[
+        tuple[str, ...],
+        Parameter(name="--map", negative=(), help="SCIM path=attribute in the export; may be repeated. userName=mail"),
+    ] = (),
+    csv: Annotated[Path | None, Parameter(help="Write all lines to this file.")] = None,
+    first: Annotated[int, Parameter(help="How many lines of each class are shown.")] = 5,
+    show_values: Annotated[bool, Parameter(negative=(), help="Do not mask user names; this is recorded.")] = False,
+    access: Access = HERE,
+) -> int:
+    """Before the first cycle: who is there already, who would be made, what would collide, whom nobody in Entra is."""
+    from gateway.report_files import UnreadableExport, read_users
+
+    sources = dict(_pair(one) for one in map_)
+    if file is not None and not file.is_file():
+        raise Failure(f"{file} is no file; export the users from Entra first", WRONG_USE)
+    api = Api(access)
+    begun = api.post(f"/targets/{_segment(target)}/match", {"handed_in": file is not None})
+    path = f"/matches/{_segment(begun['id'])}"
+    with _watching(access) as watch:
+        if file is not None:
+            try:
+                for batch in _batches(read_users(file)):
+                    watch(api.post(f"{path}/users", {"users": batch, "sources": sources}))
+            except UnreadableExport as exc:
+                raise Failure(str(exc), WRONG_USE) from exc
+            api.post(f"{path}/start", {})
+        while (view := api.get(path))["state"] == "running":
+            watch(view)
+            time.sleep(LOOK_EVERY_S)
+    if view["state"] != "done":
+        raise Failure(f"no report: {view['message']}", NOT_FINE)
+    shown = {"show_values": "true"} if show_values else {}
+
+    def lines(class_: str | None = None, most: int | None = None) -> Iterator[Any]:
+        return _pages(api, f"{path}/findings", class_=class_, most=most, **shown)
+
+    _report(access, view, view["counts"], lines, csv, first, lambda terminal, some: terminal.match(view, some))
+    return NOT_FINE if view["counts"].get("conflict") or view["counts"].get("refused") else FINE
+
+
+@_app.command(
+    help_epilogue="Examples:\n  provgate reconcile talkdesk-eu\n  provgate reconcile talkdesk-eu --repair\n"
+    '  provgate reconcile talkdesk-eu --repair --approve --reason "roles were renamed on purpose"\n'
+    "  provgate reconcile talkdesk-eu --last --csv differences.csv"
+)
+def reconcile(
+    target: Annotated[str, Parameter(help="Name of the target.")],
+    /,
+    *,
+    repair: Annotated[bool, Parameter(negative=(), help="Have what differs applied again.")] = False,
+    approve: Annotated[bool, Parameter(negative=(), help="However many differ; with --repair and --reason.")] = False,
+    last: Annotated[bool, Parameter(negative=(), help="Only show the last report.")] = False,
+    csv: Annotated[Path | None, Parameter(help="Write all lines to this file.")] = None,
+    first: Annotated[int, Parameter(help="How many lines of each class are shown.")] = 5,
+    reason: Annotated[str, Parameter(help="Why, for the record.")] = "",
+    access: Access = HERE,
+) -> int:
+    """Compare a product's accounts with what was applied: missing, drifted, switched on by hand, double, unknown."""
+    if approve and not (repair and reason.strip()):
+        raise Failure("--approve goes with --repair, and needs --reason TEXT", WRONG_USE)
+    if last and repair:
+        raise Failure("--last shows, --repair acts; name one of them", WRONG_USE)
+    api = Api(access)
+    path = f"/targets/{_segment(target)}/reconcile"
+    if last:
+        view = api.get(path)
+    else:
+        run = api.post(path, {"repair": repair, "approve": approve, "reason": reason})
+        with _watching(access) as watch:
+            while (view := api.get(path, run_id=run["run_id"]))["running"] and view["run_id"] == run["run_id"]:
+                watch(view)
+                time.sleep(LOOK_EVERY_S)
+    report = view["report"]
+    if report is None:
+        raise Failure(f"{target} was never compared; begin with: provgate reconcile {target}", NOT_FINE)
+
+    def lines(class_: str | None = None, most: int | None = None) -> Iterator[Any]:
+        return _pages(api, f"{path}/findings", class_=class_, most=most)
+
+    at = view["at"]
+    _report(
+        access, view, report["counts"], lines, csv, first, lambda terminal, some: terminal.reconciled(report, some, at)
+    )
+    return FINE if report["state"] in ("good", "repaired") else NOT_FINE
+
+
+def _pair(text: str) -> tuple[str, str]:
+    path, equals, source = text.rpartition("=")
+    if not equals or not path or not source:
+        raise Failure(f"--map {text}: write SCIM path=attribute, e.g. userName=mail", WRONG_USE)
+    return path, source
+
+
+def _batches(users: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Users in orders that are neither too many nor too long."""
+    batch: list[dict[str, Any]] = []
+    size = 0
+    for user in users:
+        length = len(json.dumps(user))
+        if batch and (len(batch) >= USERS_PER_ORDER_MAX or size + length > ORDER_CHARS_MAX):
+            yield batch
+            batch, size = [], 0
+        batch.append(user)
+        size += length
+    if batch:
+        yield batch
+
+
+def _pages(api: Api, path: str, *, class_: str | None, most: int | None, **more: Any) -> Iterator[Any]:
+    """Lines of a report, a page at a time."""
+    after, left = 0, most
+    while left is None or left > 0:
+        limit = PAGE_MAX if left is None else min(PAGE_MAX, left)
+        found = api.get(path, class_=class_, after=after, limit=limit, **more)["findings"]
+        yield from found
+        if len(found) < limit:
+            return
+        after = found[-1]["n"]
+        left = None if left is None else left - len(found)
+
+
+def _report(
+    access: Access,
+    view: Any,
+    counts: Mapping[str, int],
+    lines: Callable[..., Iterator[Any]],
+    csv: Path | None,
+    first: int,
+    render: Callable[[Any, Sequence[Any]], Any],
+) -> None:
+    """Print a report: all of it as JSON, line by line, or a table of the first lines; and write all of it to a file."""
+    from gateway.report_files import write_csv
+
+    if csv is not None:
+        try:
+            written = write_csv(csv, lines())
+        except OSError as exc:
+            raise Failure(f"{csv} cannot be written: {exc.strerror}", WRONG_USE) from exc
+    if access.as_json:
+        head = json.dumps(view, ensure_ascii=False)
+        sys.stdout.write(f'{head[:-1]}, "findings": [')
+        for number, line in enumerate(lines()):
+            sys.stdout.write(("," if number else "") + "\n" + json.dumps(line, ensure_ascii=False))
+        print("]}")
+        return
+    some = [line for class_ in counts for line in (lines(class_, first) if first > 0 else ())]
+    _show(access, view, lambda terminal: render(terminal, some))
+    if csv is not None:
+        print(f"\n{_count(written, 'line')} written to {csv}.")
+
+
+@contextmanager
+def _watching(access: Access) -> Iterator[Callable[[Any], None]]:
+    """A bar on standard error that follows the `progress` of the answers it is given."""
+    if access.as_json:
+        yield lambda view: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[seen]}"), TimeElapsedColumn())
+    with Progress(*columns, console=_terminal().console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None, seen="")
+
+        def watch(view: Any) -> None:
+            progress = view.get("progress") or {}
+            done = progress.get("users", 0)
+            bar.update(
+                task,
+                description=progress.get("stage", ""),
+                completed=done,
+                total=progress.get("of") or None,
+                seen=f"{progress.get('accounts', 0):,} accounts, {done:,} users",
+            )
+
+        yield watch
+
+
 # ---- checking
 
 
@@ -660,6 +857,51 @@ def _existing(config: Path) -> Path:
 
 def _started(result: Any) -> int:
     return result if isinstance(result, int) else FINE
+
+
+# ---- connectors, for their authors
+
+
+def _kit() -> Any:
+    """The authors' kit; it belongs to the connectors, which the gateway does not know."""
+    return importlib.import_module("connectors.testing.command")
+
+
+AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="Answer in JSON, for machines.")]
+
+
+@_connector.command(name="list", help_epilogue="Example:\n  provgate connector list")
+def connector_list(*, as_json: AsJson = False) -> int:
+    """Every connector that can be named in a configuration."""
+    return _started(_kit().listed(as_json=as_json))
+
+
+@_connector.command(
+    name="new",
+    help_epilogue="Examples:\n  provgate connector new toy\n  provgate connector new toy --folder ./provgate-toy",
+)
+def connector_new(
+    name: Annotated[str, Parameter(help="What configurations will call it.")],
+    /,
+    *,
+    folder: Annotated[Path | None, Parameter(help="Begin a package of its own there, found by entry points.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Write a connector, an emulator, a test and a page of notes that already pass."""
+    return _started(_kit().new(name, folder=folder, as_json=as_json))
+
+
+@_connector.command(
+    name="test", help_epilogue="Examples:\n  provgate connector test talkdesk\n  provgate connector test toy --json"
+)
+def connector_test(
+    name: Annotated[str, Parameter(help="The connector, see: provgate connector list")],
+    /,
+    *,
+    as_json: AsJson = False,
+) -> int:
+    """Try every promise of a connector against its emulated product, which misbehaves. Ends with 1 when one is broken."""
+    return _started(_kit().try_connector(name, as_json=as_json))
 
 
 # ---- choosing and moving many

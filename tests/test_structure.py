@@ -26,8 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """Per folder, which packages of ours it may use beside its own. The emulators are the products' side: they know nothing of us.
 
-The authors' kit tries connectors with the worker's own order of work, against the emulators' own harness: another order and another
-harness would prove something about themselves. Nothing of the product imports the kit.
+The authors' kit tries connectors with the worker's own order of work, against the emulators' own harness: another order and
+another harness would prove something about themselves. Nothing of the product imports the kit.
 """
 AUTHORS_KIT_USES = {"workers.delivery", "workers.limits", "deploy.emulators"}
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal
 
 from connectors.observe import Observe as ObserveConnector
-from connectors.testing.conformance import Bench, Conformance, Seen
+from connectors.testing.conformance import PROMISES, Bench, Conformance, Seen
 from connectors.testing.harness import Emulator
 from deploy.emulators.babelforce import DEMO_LOGIN, BabelforceEmulator
 from deploy.emulators.bobs_business import BobsBusinessEmulator
@@ -17,6 +17,9 @@ from deploy.emulators.telemessage import TelemessageEmulator
 
 SCIM_PAGE_HALF = 50
 """Half of what the SCIM emulators put on one page, so that one account more than two halves needs a second page."""
+
+
+NO_ROLES = {"unknown_role": "the product has no roles or teams by name"}
 
 
 def _person(number: int, text: str, active: bool) -> dict[str, Any]:
@@ -37,6 +40,7 @@ class TeleMessage(Conformance):
 
     connector = "telemessage"
     create_call = ("POST", "/v1/users$")
+    not_applicable = NO_ROLES
     page_size = 3
     manager: ClassVar[str] = "Contoso Archive"
 
@@ -175,6 +179,7 @@ class BobsBusiness(Conformance):
 
     connector = "bobs_business"
     create_call = ("POST", "/scim/v2/Users$")
+    not_applicable = NO_ROLES
     page_size = SCIM_PAGE_HALF
 
     def emulator(self) -> Emulator | None:
@@ -202,6 +207,7 @@ class Sofa(Conformance):
 
     connector = "sofa"
     create_call = ("POST", "/scim/entra/Users$")
+    not_applicable = NO_ROLES
     page_size = SCIM_PAGE_HALF
     deleted_stays = True
 
@@ -235,6 +241,7 @@ class Observe(Conformance):
     """Calls nobody: what it holds is what it has seen."""
 
     connector = "observe"
+    not_applicable = {name: "calls nobody" for name, promise in PROMISES.items() if promise.calls}
 
     def emulator(self) -> Emulator | None:
         """There is no product."""

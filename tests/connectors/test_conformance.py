@@ -1,0 +1,87 @@
+"""Every connector keeps what all connectors promise: each promise is a test of each class here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from connectors import registry
+from connectors.testing import conformance, shipped
+from connectors.testing.example import Lantern
+from connectors.testing.example_trial import TestLantern as ExampleTrial
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CONNECTOR_S_MAX = 60.0
+
+
+class TestTeleMessage(shipped.TeleMessage):
+    """Every promise, with TeleMessage."""
+
+
+class TestTalkdesk(shipped.Talkdesk):
+    """Every promise, with Talkdesk."""
+
+
+class TestBabelforce(shipped.Babelforce):
+    """Every promise, with babelforce over REST."""
+
+
+class TestBabelforceScim(shipped.BabelforceScim):
+    """Every promise, with babelforce over SCIM."""
+
+
+class TestBobsBusiness(shipped.BobsBusiness):
+    """Every promise, with Bob's Business."""
+
+
+class TestSofa(shipped.Sofa):
+    """Every promise, with Sofa."""
+
+
+class TestObserve(shipped.Observe):
+    """The promises that are not about calls, with a connector that calls nobody."""
+
+
+class TestExample(ExampleTrial):
+    """Every promise, with the example that new connectors start from."""
+
+    connector_type = Lantern
+
+
+@pytest.mark.parametrize("name", sorted(registry.SHIPPED))
+def test_every_shipped_connector_is_tried(name: str) -> None:
+    """Nobody can ship a connector whose promises are tried by no test of this file."""
+    tried = {base for found in globals().values() if isinstance(found, type) for base in found.__mro__}
+
+    assert name in shipped.SHIPPED
+    assert set(shipped.SHIPPED[name]) <= tried
+
+
+def test_every_promise_of_the_authors_kit_becomes_a_test_of_who_inherits_it() -> None:
+    """The class is the suite: one test per promise, named like it, saying what it says."""
+    for name, promise in conformance.PROMISES.items():
+        assert getattr(TestExample, f"test_{name}").__doc__ == f"{promise.says}."
+
+    assert len(conformance.PROMISES) >= 20
+
+
+def test_the_command_prints_one_verdict_and_figure_per_promise_within_a_minute() -> None:
+    """`provgate connector test NAME --json` is what scripts read."""
+    started = time.monotonic()
+    command = [sys.executable, "-m", "gateway.cli", "connector", "test", "telemessage", "--json"]
+
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=CONNECTOR_S_MAX)
+
+    took_s = time.monotonic() - started
+    answer = json.loads(ran.stdout)
+    (trial,) = answer["trials"]
+    assert ran.returncode == 0, ran.stderr
+    assert answer["ok"] is True
+    assert [verdict["promise"] for verdict in trial["verdicts"]] == list(conformance.PROMISES)
+    assert all(verdict["figure"] for verdict in trial["verdicts"] if verdict["verdict"] == "kept")
+    assert took_s < CONNECTOR_S_MAX
