@@ -158,7 +158,7 @@ async def test_json_answers_have_the_shapes_of_the_api(here: Operated) -> None:
     resource = await here.dead("ada")
     expected = {
         ("status",): {"at", "sentence", "fine", "bus_connected", "targets", "waiting", "overload"},
-        ("status", ALPHA): {"at", "sentence", "fine", "bus_connected", "targets", "waiting"},
+        ("status", ALPHA): {"at", "sentence", "fine", "bus_connected", "targets", "waiting", "overload"},
         ("dead", "list"): {"at", "total", "causes", "items"},
         ("held", "list"): {"at", "total", "causes", "items"},
         ("user", "show", resource): {"at", "total", "found"},
