@@ -881,11 +881,16 @@ remedy = "Buy a seat or free one."
                 return UNSET
             if binding.other == "reject":
                 known = ", ".join(list(binding.values)[:10])
+                shown = (
+                    repr(key) if path == "roles" else "this value"
+                )  # a role is nobody's secret; any other value may be
+                hint = did_you_mean(key, binding.values) or "."
                 raise NormalizationError(
-                    f"{path}: this value has no counterpart in {self.title}{did_you_mean(key, binding.values)} Known are "
-                    f"{known}. Correct the mapping in Entra, or values in this target's settings.",
+                    f"{path}: {shown} has no counterpart in {self.title}{hint} Known are {known}. Correct the mapping in Entra, "
+                    "or values in this target's settings.",
                     code="unknown_value",
                     attribute=path,
+                    names=[key] if path == "roles" else (),
                 )
         return UNSET if value == "" else value
 

@@ -11,6 +11,8 @@ from connectors.testing.conformance import PROMISES, Bench, Conformance, Seen
 from connectors.testing.harness import Emulator
 from deploy.emulators.babelforce import DEMO_LOGIN, BabelforceEmulator
 from deploy.emulators.bobs_business import BobsBusinessEmulator
+from deploy.emulators.rest_service import RestServiceEmulator
+from deploy.emulators.scim import ScimProductEmulator
 from deploy.emulators.sofa import SofaEmulator
 from deploy.emulators.talkdesk import EXTENSION, TalkdeskEmulator
 from deploy.emulators.telemessage import TelemessageEmulator
@@ -265,10 +267,123 @@ class Observe(Conformance):
         return list(held.values())
 
 
+class GenericScim(Conformance):
+    """Any product that speaks SCIM, here one that speaks it as RFC 7644 has it."""
+
+    connector = "scim"
+    not_applicable = NO_ROLES
+    create_call = ("POST", "/scim/v2/Users$")
+    page_size = 3
+    product_options: ClassVar[Mapping[str, Any]] = {}
+    options: ClassVar[Mapping[str, Any]] = {}
+
+    def emulator(self) -> Emulator | None:
+        """With short pages."""
+        return ScimProductEmulator(token=self.credential, rate_per_s=0, page_max=self.page_size, **self.product_options)
+
+    def settings(self, url: str, secret: str) -> dict[str, Any]:
+        """As RFC 7644 has it."""
+        auth = {"token": {"file": secret}}
+        table = {"base_url": f"{url}/scim/v2", "auth": auth, "page_size": self.page_size, "allow_loopback": True}
+        return {**table, **self.options}
+
+    def user(self, number: int, *, text: str = "Ada Example", active: bool = True) -> dict[str, Any]:
+        """The default mapping."""
+        return _person(number, text, active)
+
+    def accounts(self, bench: Bench) -> list[Seen]:
+        """Users; a dialect may write booleans as texts."""
+        return [
+            Seen(held["id"], held["userName"], held["active"] in (True, "True"), (held["displayName"] or "",))
+            for held in bench.product.state()["users"].values()
+        ]
+
+
+class GenericScimPut(GenericScim):
+    """The other end of the dialects: PUT, no filters, booleans as texts, cursors, and versions that must be named."""
+
+    product_options: ClassVar[Mapping[str, Any]] = {
+        "patch": False,
+        "filter": False,
+        "booleans": "text",
+        "paging": "cursor",
+        "etag": True,
+    }
+    options: ClassVar[Mapping[str, Any]] = {
+        "update": "put",
+        "filter": "scan",
+        "booleans": "text",
+        "paging": "cursor",
+        "etag": True,
+    }
+
+
+class GenericRest(Conformance):
+    """Any product with plain REST calls, declared in its settings."""
+
+    connector = "rest"
+    create_call = ("POST", "/api/users$")
+    page_size = 3
+
+    def emulator(self) -> Emulator | None:
+        """With short pages."""
+        return RestServiceEmulator(token=self.credential, rate_per_s=0, page_max=self.page_size, paging="page")
+
+    def settings(self, url: str, secret: str) -> dict[str, Any]:
+        """The calls and fields of the emulated product."""
+        one = {"item": "data"}
+        return {
+            "base_url": f"{url}/api",
+            "auth": {"token": {"file": secret}},
+            "endpoints": {
+                "create": {"path": "/users", **one},
+                "update": {"path": "/users/{id}", **one},
+                "read": {"path": "/users/{id}", **one},
+                "list": {"path": "/users", "items": "data"},
+                "find": {"path": "/users", "items": "data"},
+                "delete": {"path": "/users/{id}"},
+            },
+            "attributes": {
+                "userName": {"field": "login", "required": True},
+                "externalId": {"field": "external_id"},
+                "name.givenName": {"field": "name.first"},
+                "name.familyName": {"field": "name.last"},
+                "roles": {"field": "roles", "many": "list", "values": {"Agent": "agent"}},
+            },
+            "identity": {"userName": {"parameter": "login"}},
+            "active": {"field": "status", "on": "enabled", "off": "disabled"},
+            "paging": {
+                "way": "page",
+                "parameter": "page",
+                "size_parameter": "per_page",
+                "size": self.page_size,
+                "total": "meta.total",
+            },
+            "allow_loopback": True,
+        }
+
+    def user(self, number: int, *, text: str = "Ada Example", active: bool = True) -> dict[str, Any]:
+        """The default mapping, and a role."""
+        return {**_person(number, text, active), "roles": [{"value": "Agent"}]}
+
+    def with_unknown_role(self, user: dict[str, Any], role: str) -> dict[str, Any] | None:
+        """Not in the table of values."""
+        return {**user, "roles": [{"value": role}]}
+
+    def accounts(self, bench: Bench) -> list[Seen]:
+        """Users."""
+        return [
+            Seen(held["id"], held["login"], held["status"] == "enabled", (held["name"]["first"] or "",))
+            for held in bench.product.state()["users"].values()
+        ]
+
+
 SHIPPED: Mapping[str, tuple[type[Conformance], ...]] = {
     "babelforce": (Babelforce, BabelforceScim),
     "bobs_business": (BobsBusiness,),
     "observe": (Observe,),
+    "rest": (GenericRest,),
+    "scim": (GenericScim, GenericScimPut),
     "sofa": (Sofa,),
     "talkdesk": (Talkdesk,),
     "telemessage": (TeleMessage,),

@@ -43,6 +43,18 @@ class TestSofa(shipped.Sofa):
     """Every promise, with Sofa."""
 
 
+class TestGenericScim(shipped.GenericScim):
+    """Every promise, with a product that speaks SCIM as the RFC has it."""
+
+
+class TestGenericScimPut(shipped.GenericScimPut):
+    """Every promise, with a product that speaks SCIM in the most awkward dialect."""
+
+
+class TestGenericRest(shipped.GenericRest):
+    """Every promise, with a product that is declared in settings."""
+
+
 class TestObserve(shipped.Observe):
     """The promises that are not about calls, with a connector that calls nobody."""
 
