@@ -102,7 +102,7 @@ def _claims(base: str, event: EventRecord, row: Row, outcome: str) -> bytes:
     operation: dict[str, Any] = {"method": method}
     if outcome in _DONE:
         operation |= {"status": _STATUSES.get(method, "200"), "location": base + path}
-        if is_visible(row):
+        if is_visible(row) and row.generation == event.generation:  # a later version is another write's
             operation["version"] = version_of(row)
     else:
         error = _refused(event, row, outcome)

@@ -196,8 +196,16 @@ async def test_asking_again_for_what_is_there_changes_nothing(shared: Listener) 
         {"op": "Remove", "path": "members", "value": values([two])},
         {"op": "remove", "path": f'members[value eq "{two}"]'},
         {"op": "replace", "path": "displayName", "value": group["displayName"]},
+        [
+            {"op": "add", "path": "members", "value": values([two])},
+            {"op": "remove", "path": f'members[value eq "{two}"]'},
+        ],
+        [
+            {"op": "remove", "path": "members"},
+            {"op": "add", "path": "members", "value": values([one])},
+        ],
     ):
-        answer = await shared.patch(path, operation)
+        answer = await shared.patch(path, *(operation if isinstance(operation, list) else [operation]))
         assert (answer.status, answer.headers["etag"]) == (204, group["meta"]["version"]), operation
 
     assert len(shared.shelf.steps) == calls
@@ -451,6 +459,24 @@ async def test_a_version_guards_a_group_and_its_members(scim: Listener) -> None:
     assert is_error(await scim.send("DELETE", path, headers=stale), 412)
     assert await members_of(scim, group["id"]) == {one, two}
     assert (await scim.send("DELETE", path, headers={"If-Match": changed.headers["etag"]})).status == 204
+
+
+async def test_a_member_that_is_deleted_leaves_another_version_behind(scim: Listener) -> None:
+    """RFC 7644 section 3.14: what a reader sees has changed, so a version from before is stale; other groups keep theirs."""
+    one, two, three = await people(scim, 3)
+    group, other = await scim.group("Sales", one, two, three), await scim.group("Crew", three)
+    path, versions = f"/Groups/{group['id']}", [group["meta"]["version"]]
+
+    for gone in (one, two):
+        assert (await scim.send("DELETE", f"/Users/{gone}")).status == 204
+        seen = await scim.get(path, headers={"If-None-Match": versions[-1]})
+        assert (seen.status, seen.headers["etag"]) == (200, seen.body["meta"]["version"])
+        assert seen.body["meta"]["lastModified"] >= group["meta"]["lastModified"]
+        versions.append(seen.headers["etag"])
+
+    assert len(set(versions)) == 3
+    assert is_error(await scim.send("DELETE", path, headers={"If-Match": versions[1]}), 412)
+    assert (await scim.get(f"/Groups/{other['id']}")).headers["etag"] == other["meta"]["version"]
 
 
 # ---- writing

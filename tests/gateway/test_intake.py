@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from gateway.bus import Published
-from gateway.intake import RETRY_AFTER_S, Answer
-from gateway.lifecycle import QUIET_S
+from gateway.intake import RETRY_AFTER_S, Answer, Patience
+from gateway.lifecycle import QUIET_S, Row
 from gateway.messages import ScimError
+from gateway.patch import MemberChange
 from gateway.visibility import is_visible, shown_document
 from schemas.config import BrakeSettings, TargetSettings
 from schemas.events import Reason
@@ -186,6 +187,71 @@ async def test_the_same_post_while_the_first_is_running_joins_it(engine: Engine)
     assert [(answer.created, answer.applied, answer.error) for answer in answers] == [(True, True, None)] * 2
     assert engine.row("r1").generation == 1
     assert len(engine.bus.sent) == 1
+
+
+async def test_a_post_of_the_same_name_with_other_values_is_the_newer_wish(engine: Engine) -> None:
+    """Nothing Entra sent is left out: while the first is not answered, what the second says of the same person counts."""
+    first = asyncio.ensure_future(engine.post("ada", title="Clerk"))
+    await engine.bus.published(1)
+    second = asyncio.ensure_future(engine.post("ada", title="Countess"))
+    await engine.waiters.reached(2)
+    assert engine.row("r1").generation == 2
+
+    await engine.report("r1")
+    await engine.bus.published(2)
+    await engine.report("r1")
+    async with asyncio.timeout(WAIT_S):
+        answers = await asyncio.gather(first, second)
+
+    assert [(answer.created, answer.error) for answer in answers] == [(True, None)] * 2
+    assert b"Countess" in (engine.row("r1").settled_document or b"")
+
+
+async def test_a_post_of_the_same_group_with_other_members_is_the_newer_wish(engine: Engine) -> None:
+    """As for users: the members of the second POST are in the group, those of the first alone are not."""
+
+    def create(*members: str) -> asyncio.Future[Answer]:
+        change = MemberChange("replace", members)
+        return asyncio.ensure_future(engine.intake.create(TARGET, "group", {"displayName": "Sales"}, members=(change,)))
+
+    first = create("m1")
+    await engine.bus.published(1)
+    second, third = create("m1", "m2"), create("m2", "m1")
+    await engine.waiters.reached(3)
+
+    group = engine.row("r1")
+    assert group.generation == 2  # the third names the same members as the second: it joins
+    assert engine.run(lambda ledger: ledger.change_members("r1", [MemberChange("replace", ("m1", "m2"))])) is False
+    for write in (first, second, third):
+        write.cancel()
+
+
+async def test_a_precondition_of_a_deletion_is_asked_in_its_transaction(engine: Engine) -> None:
+    """RFC 7644 section 3.14: what came between reading and deleting counts; 412, and nothing is deleted."""
+    row = await engine.applied("ada")
+    asked: list[int] = []
+
+    def matches(current: Row) -> bool:
+        asked.append(current.generation)
+        return current.generation == row.generation
+
+    engine.serving = False
+    await engine.patch(row.id, title="Countess")
+    refused(await engine.intake.delete(TARGET, "user", row.id, if_match=matches), 412)
+    assert (asked, engine.row(row.id).deleted) == ([row.generation + 1], False)
+
+    assert (await engine.intake.delete(TARGET, "user", row.id, if_match=lambda current: True)).error is None
+    assert engine.row(row.id).deleted
+
+
+async def test_a_caller_who_hardly_waits_does_not_make_the_product_look_slow(engine: Engine) -> None:
+    """A request that was given a tenth of the time says nothing about the product; the next ones wait as before."""
+    impatient = Patience(wait_s=0.001)
+    for name in ("a", "b", "c"):
+        answer = await engine.intake.create(TARGET, "user", {"userName": name}, patience=impatient)
+        assert (answer.error, answer.applied) == (None, False)
+
+    assert (await answered(engine, engine.post("d"))).applied
 
 
 async def test_a_post_that_joined_a_refused_one_gets_the_refusal(engine: Engine) -> None:
