@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import ipaddress
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -321,18 +322,25 @@ class Overload:
         if belongs is Shed.NOTHING or belongs > self.step:
             return
         if belongs is Shed.WRITES:
-            if self._kept.take(target):
-                return
-            self.count(belongs)
-            error = too_many_requests(SHED_RETRY_AFTER_S)
-            error.detail = (
-                f"The gateway has too much to do and takes {WRITES_KEPT_PER_S:g} writes per second for each target now. "
-                f"Try again in {SHED_RETRY_AFTER_S} s."
-            )
-            raise error
+            error = self.write_refused(target)
+            if error is not None:
+                raise error
+            return
         self.count(belongs)
         what = "searches without an index" if belongs is Shed.REPORTS else "lists"
         raise unavailable(f"The gateway has too much to do for {what} now", SHED_RETRY_AFTER_S)
+
+    def write_refused(self, target: str) -> ScimError | None:
+        """What a write of this target is answered instead, if it is left out now: one request, or one operation of a bulk."""
+        if self.step < Shed.WRITES or self._kept.take(target):
+            return None
+        self.count(Shed.WRITES)
+        error = too_many_requests(SHED_RETRY_AFTER_S)
+        error.detail = (
+            f"The gateway has too much to do and takes {WRITES_KEPT_PER_S:g} writes per second for each target now. "
+            f"Try again in {SHED_RETRY_AFTER_S} s."
+        )
+        return error
 
     def count(self, what: Shed) -> None:
         """Something was refused."""
@@ -399,12 +407,15 @@ def belongs_to(method: str, segments: Sequence[str], query: bytes, limits: Limit
 
 # ---- the operators' side
 
-OPERATOR_REPORTS = frozenset(
-    ("/api/v1/dead", "/api/v1/held", "/api/v1/audit", "/api/v1/auth/refusals", "/api/v1/events/stream")
+_OPERATOR_READS = re.compile(
+    r"/api/v1/(dead|held|audit|auth/refusals|events/stream|targets/[^/]+/(shadow|reconcile/findings)|matches/[^/]+/findings)/?\Z"
 )
-"""Operators' lists by their path. The overview, the metrics, and what changes something stay."""
+_OPERATOR_STARTS = re.compile(r"/api/v1/(targets/[^/]+/(reconcile|match)|matches/[^/]+/start)/?\Z")
+"""Operators' lists and reports by their path. The overview, the metrics, and what changes something stay."""
 
-_SHED_BODY = msgspec.json.encode({"error": "The gateway has too much to do for lists now; see provgate status."})
+_SHED_BODY = msgspec.json.encode(
+    {"error": "The gateway has too much to do for lists and reports now; see provgate status."}
+)
 
 Asgi = Callable[[Any, Any, Any], Any]
 
@@ -437,4 +448,6 @@ class SheddingReports:
 
 
 def _is_report(scope: Mapping[str, Any]) -> bool:
-    return scope["method"] in _READS and scope["path"].rstrip("/") in OPERATOR_REPORTS
+    if scope["method"] in _READS:
+        return _OPERATOR_READS.match(scope["path"]) is not None
+    return scope["method"] == "POST" and _OPERATOR_STARTS.match(scope["path"]) is not None

@@ -243,7 +243,7 @@ def scim_app(parts: ScimParts) -> ASGIApp:
         return groups if takes_groups(target) else no_groups
 
     def too_many(target: str) -> ScimError | None:
-        return None if rates.take(target) else too_many_for_target(rates.rate_per_s)
+        return parts.overload.write_refused(target) if rates.take(target) else too_many_for_target(rates.rate_per_s)
 
     bulk = Bulk(resources_of, limits, answer_wait_s=parts.intake.answer_wait_s, refused=too_many)
 

@@ -60,6 +60,7 @@ from tests.gateway.scim_listener import (
 )
 
 LIMITS = LimitSettings()
+NOBODY = "0b7fd5f4-0000-4000-8000-000000000000"
 SOON_S = 0.3
 WAIT_S = 5.0
 """Whatever ends after SOON_S ends long before this."""
@@ -176,6 +177,34 @@ async def test_operations_at_their_limit_are_taken_and_one_more_is_refused(scim:
 
     assert (await scim.send("PATCH", one, json=patch_of(LIMITS.operations_max))).status == 200
     assert is_error(await scim.send("PATCH", one, json=patch_of(LIMITS.operations_max + 1)), 400, "1,000 operations")
+
+
+def bulk_of(count: int) -> dict[str, Any]:
+    """A bulk request with this many operations, each about somebody who is not there."""
+    operation = {"method": "DELETE", "path": f"/Users/{NOBODY}"}
+    return {"schemas": ["urn:ietf:params:scim:api:messages:2.0:BulkRequest"], "Operations": [operation] * count}
+
+
+@together
+async def test_a_bulk_at_its_limits_is_taken_and_one_beyond_is_refused(scim: Listener) -> None:
+    """S7 and RFC 7644 section 3.7.4: a bulk request has a size and a number of operations of its own, and 413 for both."""
+    limit = LIMITS.bulk_body_bytes_max
+
+    assert (await scim.send("POST", "/Bulk", data=filled(bulk_of(1), limit))).status == 200
+    assert is_error(await scim.send("POST", "/Bulk", data=filled(bulk_of(1), limit + 1)), 413, "1,048,576 bytes")
+    assert (await scim.send("POST", "/Bulk", json=bulk_of(LIMITS.operations_max))).status == 200
+    more = await scim.send("POST", "/Bulk", json=bulk_of(LIMITS.operations_max + 1))
+    assert is_error(more, 413, "1,000 operations")
+
+
+async def test_the_operations_of_a_bulk_count_like_requests_when_there_is_too_much_to_do(tmp_path: Path) -> None:
+    """Section 7: nobody gets round the last step by packing writes together."""
+    async with listening(tmp_path, overload=pressed(Shed.WRITES)) as scim:
+        answer = await scim.send("POST", "/Bulk", json=bulk_of(200))
+
+    statuses = [operation["status"] for operation in answer.body["Operations"]]
+    assert statuses[0] == "404"
+    assert statuses.count("429") > 50
 
 
 NAME = 'userName eq "x"'
@@ -763,9 +792,6 @@ def test_a_step_ends_only_after_the_load_was_well_below_it_for_long_enough() -> 
     assert [line["log_level"] for line in changes] == ["warning", "info", "info"]
 
 
-NOBODY = "0b7fd5f4-0000-4000-8000-000000000000"
-
-
 @pytest.mark.parametrize(
     ("method", "path", "query", "belongs"),
     [
@@ -916,6 +942,8 @@ async def test_the_operators_lists_go_first_and_the_overview_stays(tmp_path: Pat
                 assert answer.status_code == 503, path
                 assert int(answer.headers["retry-after"]) > 0
                 assert "provgate status" in answer.json()["error"]
+            for path in ("/targets/alpha/reconcile", "/targets/alpha/match", "/matches/x/start"):
+                assert (await client.post(f"/api/v1{path}", json={})).status_code == 503, path
             for path in ("/api/v1/status", "/api/v1/targets", "/api/v1/keys?target=alpha", "/metrics"):
                 assert (await client.get(path)).status_code == 200, path
             page = (await client.get("/metrics")).text
@@ -923,7 +951,7 @@ async def test_the_operators_lists_go_first_and_the_overview_stays(tmp_path: Pat
         shown = await here.typed("status")
 
     assert "provgate_overload_step 1.0" in page
-    assert 'provgate_shed_total{what="reports"} 5.0' in page
+    assert 'provgate_shed_total{what="reports"} 8.0' in page
     assert answer["overload"]["step"] == 1
     assert answer["overload"]["leaves_out"] == "reports"
     assert not answer["fine"]
