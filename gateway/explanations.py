@@ -17,7 +17,7 @@ from msgspec import Struct
 from gateway.lifecycle import Row, TargetRow
 from schemas.masking import is_personal as is_personal
 from schemas.masking import mask as mask
-from schemas.states import FOR_A_PERSON, WAITING, Circuit, State
+from schemas.states import FOR_A_PERSON, SHADOW, WAITING, Circuit, State
 
 Light = Literal["green", "yellow", "red", "grey"]
 
@@ -281,6 +281,8 @@ def waiting_cause(state: str, stopped: Cause | None, *, code: str, message: str,
             return Cause(code, sentence_of(message))
         if code in _REFERENCES:
             return Cause(code, _REFERENCES[code])
+        if blocked_on == SHADOW:
+            return Cause("shadow", "Rehearsed in shadow mode; delivered for real when it ends.")
         on = blocked_on or "something the product did not name"
         return Cause(f"blocked:{on}", sentence_of(message) or f"Waits for {on}.")
     if stopped is not None:
@@ -453,6 +455,8 @@ def next_step(row: Row, stopped: Cause | None, now: float) -> NextStep:
     if row.state in WAITING:
         if stopped is not None and row.state is not State.BLOCKED:
             return NextStep(stopped.message)
+        if row.state is State.BLOCKED and row.blocked_on == SHADOW:
+            return NextStep("Delivered for real when shadow mode ends.", None, f"provgate plan {row.target} {row.id}")
         verb = "Looked at" if row.state is State.BLOCKED else "Tried" if row.attempt else "Sent"
         again = f" again (attempt {row.attempt + 1})" if row.attempt else ""
         when = f"in {duration(row.next_at - now)}" if row.next_at > now else "as soon as there is room"

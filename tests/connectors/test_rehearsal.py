@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -126,16 +126,32 @@ class Stage:
         self, *, dry: bool = True, account_id: str | None = None, deleted: bool = False, **changes: Any
     ) -> tuple[Outcome, Rehearsal]:
         """One delivery of the product's user with some attributes changed."""
+        document = {**self.product.user, **changes}
+        return await self._run(document, "user", dry=dry, account_id=account_id, deleted=deleted)
+
+    async def deliver_group(self, group: dict[str, Any], *, dry: bool = True) -> tuple[Outcome, Rehearsal]:
+        """One delivery of a group that is new."""
+        return await self._run(group, "group", dry=dry)
+
+    async def _run(
+        self,
+        document: dict[str, Any],
+        kind: Literal["user", "group"],
+        *,
+        dry: bool,
+        account_id: str | None = None,
+        deleted: bool = False,
+    ) -> tuple[Outcome, Rehearsal]:
         event = ProvisioningEvent(
             id="01JABCDEFGHJKMNPQRSTVWXYZ0",
             target="t",
             connector=self.product.name,
-            kind="user",
+            kind=kind,
             resource="r1",
             generation=1,
             fence=1,
             change=Change.DELETE if deleted else Change.UPDATE,
-            document=msgspec.Raw(msgspec.json.encode({**self.product.user, **changes})),
+            document=msgspec.Raw(msgspec.json.encode(document)),
             deleted=deleted,
             account_id=account_id,
         )
@@ -272,6 +288,25 @@ async def test_telemessage_shows_a_change_of_number_only_when_there_is_one(tmp_p
 
         assert [call.path for call in same.calls] == ["/v1/users/{id}"]
         assert [call.path for call in other.calls] == ["/v1/users/{id}", "/v1/users/{id}/login"]
+
+
+@pytest.mark.parametrize("name", ["bobs_business", "sofa"])
+async def test_groups_are_rehearsed_with_their_members(name: str, tmp_path: Path) -> None:
+    """A group that would be made is written to under the id it would get; the real delivery sends the same calls."""
+    options = {"forward_unmapped_groups": True} if name == "sofa" else {}
+    async with staged(name, tmp_path, **options) as stage:
+        ada, _ = await stage.deliver(dry=False)
+        writes = stage.writes()
+        group = {"displayName": "Sales", "externalId": OBJECT_ID, "add": [{"id": "r1", "account_id": ada.account_id}]}
+        outcome, planned = await stage.deliver_group(group)
+        assert stage.writes() == writes
+        real, _ = await stage.deliver_group(group, dry=False)
+
+    assert outcome.result is Result.APPLIED, outcome.reason
+    assert [call.method for call in planned.calls] == ["POST", "PATCH"]
+    assert planned.calls[1].url.rsplit("/", 1)[1].startswith(MADE_ID)
+    sent = [(step.method, step.path) for step in real.steps if step.method != "GET"]
+    assert [(call.method, call.path) for call in planned.calls] == sent
 
 
 async def test_a_refusal_of_our_own_comes_before_any_call(tmp_path: Path) -> None:

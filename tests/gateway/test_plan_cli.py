@@ -322,6 +322,8 @@ async def test_operators_are_told_plainly_about_shadow_mode(staged: Staged) -> N
     assert "shadow mode" in (await staged.typed("target", "list")).out
     assert "nothing is written at the product" in target
     assert "not sent (shadow mode)" in user
+    assert "Delivered for real when shadow mode ends." in user
+    assert "Rehearsed in shadow mode; delivered for real when it ends." in " ".join(status.split())
     assert ended.code == FINE
     assert "2 changes rehearsed, 1 of them would be refused." in ended.out
     assert "POST /scim/v2/Users" in ended.out

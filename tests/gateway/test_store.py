@@ -1669,6 +1669,7 @@ HOT = [
     "mark_published",
     "heard",
     "hasten",
+    "leave_shadow",
     "died",
     "tried",
     "reopen_events",
