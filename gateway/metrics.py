@@ -32,12 +32,16 @@ class TargetGauges(Struct, frozen=True, kw_only=True):
         counts: resources by state.
         oldest_waiting_s: age in seconds of the oldest wish that is not settled; 0 when nothing waits.
         circuit_open: whether the target is not called.
+        drift: differences of the last reconciliation by class.
+        reconciled_at: when it ended; 0 when there was none.
     """
 
     target: str
     counts: Mapping[str, int]
     oldest_waiting_s: float
     circuit_open: bool
+    drift: Mapping[str, int] = {}
+    reconciled_at: float = 0.0
 
 
 class Metrics:
@@ -131,9 +135,19 @@ class _Gauges:
         circuit = GaugeMetricFamily(
             "provgate_circuit_open", "1 while the target is not called, else 0.", labels=("target",)
         )
+        drift = GaugeMetricFamily(
+            "provgate_drift", "Differences that the last reconciliation found, by class.", labels=("target", "class")
+        )
+        reconciled = GaugeMetricFamily(
+            "provgate_reconciled_timestamp_seconds", "When the last reconciliation ended.", labels=("target",)
+        )
         for gauge in self._gauges:
+            for name, count in sorted(gauge.drift.items()):
+                drift.add_metric((gauge.target, name), count)
+            if gauge.reconciled_at:
+                reconciled.add_metric((gauge.target,), gauge.reconciled_at)
             for state, count in sorted(gauge.counts.items()):
                 resources.add_metric((gauge.target, state), count)
             oldest.add_metric((gauge.target,), gauge.oldest_waiting_s)
             circuit.add_metric((gauge.target,), float(gauge.circuit_open))
-        yield from (resources, oldest, circuit)
+        yield from (resources, oldest, circuit, drift, reconciled)

@@ -31,6 +31,7 @@ from msgspec import Meta, Struct, field
 
 from gateway import explanations as explain
 from gateway import plans, views
+from gateway.comparison import DIFFERENCES
 from gateway.dispatch import Clock, Dispatcher
 from gateway.keys import CLIENT_DAYS_DEFAULT, DAYS_DEFAULT, KeyProblem, Keys, Kind, kind_of
 from gateway.ledger import NO_KEYS, Ledger, apply_effects
@@ -40,6 +41,7 @@ from gateway.messages import ScimError
 from gateway.metrics import CONTENT_TYPE, Metrics, TargetGauges
 from gateway.patch import normalize_create
 from gateway.refusals import RefusedSignIn, RefusedSignIns
+from gateway.reports_store import last_report
 from gateway.store import Reader, Store
 from gateway.visibility import keys_of, shown_keys
 from gateway.writer import StoreError
@@ -988,12 +990,15 @@ async def metrics_page(services: Given) -> Response[bytes]:
         gauges = []
         for name in names:
             oldest = reader.oldest_waiting(name)
+            report = last_report(reader, name)
             gauges.append(
                 TargetGauges(
                     target=name,
                     counts={state.value: count for state, count in reader.counts(name).items()},
                     oldest_waiting_s=0.0 if oldest is None else max(0.0, now - oldest),
                     circuit_open=reader.target(name).row.circuit is not Circuit.CLOSED,
+                    drift={one: report.counts.get(one, 0) for one in DIFFERENCES} if report else {},
+                    reconciled_at=report.ended_at if report else 0.0,
                 )
             )
         return gauges

@@ -133,6 +133,7 @@ class Reconciler:
         self.spawn = spawn
         self.holder = str(ULID())
         self.running: dict[str, Run] = {}
+        self.ended: dict[str, Run] = {}
         self.matches: dict[str, Match] = {}
         self._started_at = clock.now()
 
@@ -200,14 +201,15 @@ class Reconciler:
                 report = await self._repair(run, spool, report, actor=actor, reason=reason)
                 await self._keep(None, report)
         except ComparisonFailed as exc:
-            report = await self._failed(report, exc.code, exc.message)
+            report = await self._failed(run, report, exc.code, exc.message)
         except StoreError:
-            report = await self._failed(report, "store", "The status store cannot be reached.")
+            report = await self._failed(run, report, "store", "The status store cannot be reached.")
         except Exception as exc:  # a mistake of ours: it is said, and the next comparison is not kept from running
             log.error("reconcile.broken", target=target, error=type(exc).__name__, exc_info=exc)
-            report = await self._failed(report, "internal", f"The comparison broke off ({type(exc).__name__}).")
+            report = await self._failed(run, report, "internal", f"The comparison broke off ({type(exc).__name__}).")
         finally:
             run.report = report
+            self.ended[target] = run
             self.running.pop(target, None)
             if spool is not None:
                 await asyncio.to_thread(spool.close)
@@ -227,9 +229,14 @@ class Reconciler:
             **differences,
         )
 
-    async def _failed(self, report: Report, code: str, message: str) -> Report:
+    async def _failed(self, run: Run, report: Report, code: str, message: str) -> Report:
         failed = msgspec.structs.replace(
-            report, state="failed", ended_at=self.clock.now(), code=code, message=mask_message(message)
+            report,
+            state="failed",
+            ended_at=self.clock.now(),
+            listed=run.progress.accounts,
+            code=code,
+            message=mask_message(message),
         )
         if code == "running_elsewhere":
             return failed  # the other one's report is the one that counts
@@ -361,21 +368,15 @@ class Reconciler:
         classes: list[str] = list(REPAIRABLE)
         if settings.unknown == "delete-ours":
             classes.append("unknown")
-        repaired = 0
-        for class_ in classes:
-            after = 0
-            while True:
-                found = await asyncio.to_thread(spool.findings, class_=class_, after=after, limit=REPAIRS_PER_JOB)
-                if not found:
-                    break
-                after = found[-1].n
-                await self._renew(f"reconcile:{target}")
-                await self._check_open(target)
-                done = await self.store.run(_repair_job(target, class_, found, report.started_at, self.clock))
-                repaired += done
-                if done:
-                    self.dispatcher.kick(target)
-                    await self._rest(target, done * REPAIR_CALLS)
+        repaired = done = 0
+        async for found in _batches(spool, classes):
+            if done:
+                await self._rest(target, done * REPAIR_CALLS)
+            await self._renew(f"reconcile:{target}")
+            await self._check_open(target)
+            done = await self.store.run(_repair_job(target, found, report.started_at, self.clock))
+            repaired += done
+            self.dispatcher.kick(target)
 
         def audit(ledger: Transaction) -> None:
             detail = {"reason": reason, "repaired": repaired, "report": report.id, "counts": report.counts}
@@ -528,16 +529,29 @@ def _untouched_since(row: Row, started_at: float) -> bool:
     return row.modified_at < started_at and row.settled_at < started_at
 
 
-def _repair_job(
-    target: str, class_: str, found: Sequence[Finding], started_at: float, clock: Clock
-) -> Callable[[Transaction], int]:
+async def _batches(spool: Spool, classes: Sequence[str]) -> AsyncIterator[list[Finding]]:
+    """Lines of these classes, REPAIRS_PER_JOB at a time."""
+    batch: list[Finding] = []
+    for class_ in classes:
+        after = 0
+        while found := await asyncio.to_thread(spool.findings, class_=class_, after=after, limit=REPAIRS_PER_JOB):
+            after = found[-1].n
+            batch += found
+            while len(batch) >= REPAIRS_PER_JOB:
+                yield batch[:REPAIRS_PER_JOB]
+                batch = batch[REPAIRS_PER_JOB:]
+    if batch:
+        yield batch
+
+
+def _repair_job(target: str, found: Sequence[Finding], started_at: float, clock: Clock) -> Callable[[Transaction], int]:
     def job(ledger: Transaction) -> int:
         done = 0
         for one in found:
             row = ledger.row(one.resource) if one.resource else None
             if row is None or row.target != target or row.in_flight is not None or row.dirty or row.open:
                 continue
-            if class_ == "unknown":
+            if one.class_ == "unknown":
                 if one.code != "deleted_here" or row.state is not State.GONE or not row.deleted:
                     continue
                 # made or kept by a delivery of this very user, whose externalId it carries: the tombstone takes it along

@@ -123,10 +123,14 @@ def reports_router(services: Services, reconciler: Reconciler) -> Router:
         return ReconcileView(at=services.clock.now(), target=name, running=True, run_id=run.id, progress=run.progress)
 
     @get("/targets/{name:str}/reconcile")
-    async def show_reconcile(name: FromPath[str]) -> ReconcileView:
-        """How far a comparison is, and the last report."""
+    async def show_reconcile(name: FromPath[str], run_id: FromQuery[str] = "") -> ReconcileView:
+        """How far a comparison is, and the last report; the one of `run_id` if it ended here."""
         run = reconciler.running.get(known(name))
-        report = await services.store.read_slow(lambda reader: last_report(reader, name))
+        ended = reconciler.ended.get(name)
+        if ended is not None and ended.id == run_id:
+            report = ended.report
+        else:
+            report = await services.store.read_slow(lambda reader: last_report(reader, name))
         return ReconcileView(
             at=services.clock.now(),
             target=name,

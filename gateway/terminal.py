@@ -92,6 +92,12 @@ def status(answer: Mapping[str, Any]) -> RenderableType:
         for problem in target["problems"]:
             parts.append(Text.assemble("\n", plain(f"{target['name']} {problem['phrase']}.")))
             parts.append(Padding(plain(problem["remedy"], "cyan"), (0, 0, 0, 2)))
+    for target in answer["targets"]:
+        report = target.get("reconcile")
+        if report and report["state"] not in ("good", "repaired"):
+            sentence = f"{target['name']}: {reconcile_sentence(report, now)}"
+            parts.append(Text.assemble("\n", plain(sentence, "yellow" if report["state"] == "held" else "")))
+            parts.append(Padding(plain(f"provgate reconcile {target['name']} --last", "cyan"), (0, 0, 0, 2)))
     if answer["waiting"]:
         parts += [Text("\nWhat waits, and why", style="bold"), waiting(answer["waiting"], now)]
     return Group(*parts)
@@ -204,6 +210,7 @@ def target(view: Mapping[str, Any], now: float) -> RenderableType:
         ("In flight", view["in_flight"]),
         ("Resources", ", ".join(f"{count:,} {state}" for state, count in view["states"].items() if count) or "none"),
         ("Oldest waiting", "-" if view["oldest_waiting_s"] is None else duration(view["oldest_waiting_s"])),
+        ("Reconciled", reconcile_sentence(view["reconcile"], now) if view.get("reconcile") else "never"),
         ("Signs in by", ", ".join(view["auth"])),
         ("Key", "none" if view["key_days_left"] is None else f"ends in {counted(view['key_days_left'], 'day')}"),
     ]
@@ -587,3 +594,78 @@ def several(parts: Sequence[RenderableType]) -> RenderableType:
     for part in parts:
         spaced += [Text(""), part] if spaced else [part]
     return Group(*spaced)
+
+
+# ---- comparisons
+
+_MATCH_WORDS = {
+    "matched": ("green", "one account each; Entra takes it over"),
+    "create": ("", "no account yet; the first cycle makes one"),
+    "conflict": ("red", "would collide; settle these before the first cycle"),
+    "refused": ("red", "the product would not take this user"),
+    "orphan": ("yellow", "an account nobody of Entra answers to; it is left alone"),
+}
+_DIFFERENCE_WORDS = {
+    "missing": ("red", "the account is not there any more"),
+    "drifted": ("yellow", "changed at the product"),
+    "reactivated": ("red", "switched on by hand although deactivated in Entra"),
+    "double": ("yellow", "a second account answers to the same user"),
+    "refused": ("yellow", "the product would not take the present wish any more"),
+    "unknown": ("bright_black", "an account nobody here has; it is left alone"),
+}
+
+
+def match(view: Mapping[str, Any], some: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """What the first cycle would come to: counts, causes, and the first lines of each class."""
+    progress = view["progress"]
+    head = plain(f"{view['target']}: {progress['accounts']:,} accounts, {progress['users']:,} users.\n", "bold")
+    return Group(head, _classes(view, _MATCH_WORDS), *_lines(some))
+
+
+def reconciled(report: Mapping[str, Any], some: Sequence[Mapping[str, Any]], now: float) -> RenderableType:
+    """The last comparison of a target."""
+    head = f"{report['target']}: {reconcile_sentence(report, now)}"
+    parts: list[RenderableType] = [plain(head, "bold green" if report["state"] in ("good", "repaired") else "bold")]
+    if report["message"]:
+        parts.append(plain(report["message"], "cyan"))
+    if report["counts"]:
+        parts += [Text(""), _classes(report, _DIFFERENCE_WORDS), *_lines(some)]
+    return Group(*parts)
+
+
+def reconcile_sentence(report: Mapping[str, Any], now: float) -> str:
+    """One sentence about a comparison: when, how many, what came of it."""
+    when = ago(report["ended_at"], now)
+    if report["state"] == "failed":
+        return f"compared {when}, without a result ({report['code']})."
+    size = f"{report['compared']:,} of its users with {report['listed']:,} accounts"
+    total = sum(report["counts"].values())
+    if not total:
+        return f"compared {when}, {size}: nothing differs."
+    ends = {
+        "held": "the repair waits for an approval",
+        "repairing": "being applied again",
+        "repaired": f"{report['repaired']:,} given back to be applied again",
+    }
+    return f"compared {when}, {size}: {counted(total, 'difference')}, {ends.get(report['state'], 'reported only')}."
+
+
+def _classes(counted_: Mapping[str, Any], words: Mapping[str, tuple[str, str]]) -> Table:
+    table = _table("Class", "Count", "What it means, and why", right=("Count",))
+    for name, (style, meaning) in words.items():
+        count = counted_["counts"].get(name, 0)
+        causes = {k.partition(".")[2]: v for k, v in counted_["codes"].items() if k.startswith(f"{name}.")}
+        why = ", ".join(f"{code} {many:,}" for code, many in sorted(causes.items(), key=lambda one: -one[1]))
+        cell: list[RenderableType] = [plain(meaning)] + ([plain(why, "bright_black")] if why else [])
+        _row(table, plain(name, style if count else "bright_black"), f"{count:,}", Group(*cell))
+    return table
+
+
+def _lines(some: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+    if not some:
+        return []
+    table = _table("Class", "User", "Who", "Account", "Cause, or what differs")
+    for line in some:
+        why = line["message"] or " ".join(filter(None, (line["code"], ", ".join(line["attributes"]))))
+        _row(table, line["class"], line["resource"], line["label"], line["account_id"], why)
+    return [Text(""), table]

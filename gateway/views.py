@@ -18,6 +18,7 @@ from gateway.lifecycle import Row
 from gateway.limits import OverloadView
 from gateway.records import AttemptRecord, AuditRecord, DeadCause, EventRecord, KeyRecord
 from gateway.refusals import RefusedSignIn
+from gateway.reports_store import Report, last_report
 from gateway.store import Reader
 from schemas.config import TargetSettings
 from schemas.states import WAITING, Circuit, State
@@ -96,7 +97,10 @@ class LastOutcome(Struct, frozen=True):
 
 
 class TargetView(Struct, frozen=True, kw_only=True):
-    """One target. `states` counts resources by every state; `problems` is empty when all is well, else worst first."""
+    """One target. `states` counts resources by every state; `problems` is empty when all is well, else worst first.
+
+    `reconcile`: the last comparison of its accounts with what was applied.
+    """
 
     name: str
     title: str
@@ -120,6 +124,7 @@ class TargetView(Struct, frozen=True, kw_only=True):
     key_days_left: int | None
     client_days_left: int | None
     tenant_url: str
+    reconcile: Report | None = None
 
 
 class WaitingView(Struct, frozen=True, kw_only=True):
@@ -434,6 +439,7 @@ def target_view(around: Surroundings, reader: Reader, name: str) -> TargetView:
         key_days_left=days_left,
         client_days_left=client_days_left,
         tenant_url=around.tenant_url(name),
+        reconcile=last_report(reader, name),
     )
 
 
