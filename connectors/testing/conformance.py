@@ -207,6 +207,10 @@ class Conformance:
         bench.product.revoke_token(revoked=False, token=self.credential)
         bench.write_secret()
 
+    def lose_accounts(self, bench: Bench) -> None:
+        """Somebody removes every account at the product itself."""
+        bench.product.reset()
+
     def secrets(self) -> list[str]:
         """Every credential that must not show anywhere."""
         return [self.credential]
@@ -609,16 +613,17 @@ async def slow_answer(bench: Bench) -> str:
 @promise("A truncated answer is neither success nor failure: one account in the end")
 async def truncated_answer(bench: Bench) -> str:
     """Half a JSON document, to the write and to a read, with a length that tells and with one that lies."""
-    row = bench.row()
-    bench.on_create("truncate", times=1)
-    await _not_applied(row)
-    await row.applied()
-    bench.only(row)
-    bench.product.fault("truncate", method="GET", times=1, honest_length=True)
-    other = bench.row(2)
-    await other.applied()
-    bench.only(other, count=2)
-    return f"{row.deliveries + other.deliveries} deliveries, 2 accounts for 2 people"
+    deliveries = 0
+    for number, honest_length in ((1, False), (2, True)):
+        row = bench.row(number)
+        bench.on_create("truncate", times=1, honest_length=honest_length)
+        await _not_applied(row)
+        await row.applied()
+        bench.only(row, count=number)
+        deliveries += row.deliveries
+    for number, honest_length in ((3, False), (4, True)):
+        await _unreadable_look_up(bench, number, "truncate", honest_length=honest_length)
+    return f"2 writes, 2 look-ups, {deliveries} deliveries of the writes, 4 accounts for 4 people"
 
 
 @promise("A web page instead of an answer is never success")
@@ -632,10 +637,10 @@ async def html_answer(bench: Bench) -> str:
     await _not_applied(row)
     if bench.accounts():
         raise Broken("an account exists although every create was answered by a web page")
-    bench.product.fault("status", method="GET", times=1, **sign_in)
     await row.applied()
     bench.only(row)
-    return f"3 pages, {row.deliveries} deliveries, 1 account"
+    await _unreadable_look_up(bench, 2, "status", **sign_in)
+    return f"3 pages, {row.deliveries} deliveries, 2 accounts for 2 people"
 
 
 @promise("A burst of server errors ends in one account")
@@ -778,6 +783,24 @@ async def delete(bench: Bench) -> str:
     if stays and (mine not in held or held[mine].active):
         raise Broken("the account was to be deactivated, and is not")
     return f"{bench.on_delete}d, 3 deliveries, neighbour untouched"
+
+
+@promise("An account that somebody removed at the product is made again, and its deletion is done")
+async def vanished_account(bench: Bench) -> str:
+    """Vendor rule A6: not found on update means look, then create; not found on delete means done."""
+    row, leaver = bench.row(1), bench.row(2)
+    await row.applied()
+    await leaver.applied()
+    bench.trial.lose_accounts(bench)
+    if bench.accounts():
+        raise NotApplicable("the product cannot be emptied")
+    row.wish(bench.trial.user(1, text="Ada Again"))
+    await row.applied()
+    bench.only(row)
+    leaver.wish_deleted()
+    await leaver.applied()
+    bench.only(row)
+    return f"made again after {row.deliveries - 1} deliver{'y' if row.deliveries == 2 else 'ies'}, deletion done"
 
 
 @promise("A new login keeps the account, or is refused with a reason and without any change")
@@ -957,6 +980,24 @@ async def _not_applied(row: Row) -> None:
     _expect(outcome, Result.RETRY, Result.FOUND)
     row.fold(outcome)
     row.bench.product.advance(AMBIGUOUS_WAIT_S)
+
+
+async def _unreadable_look_up(bench: Bench, number: int, kind: str, **options: Any) -> None:
+    """What cannot be read is not "nobody": the person has an account, and nothing is written until it was seen."""
+    owner = bench.row(number)
+    await owner.applied()
+    row = bench.row(number)
+    fault = bench.product.fault(kind, method="GET", **options)  # type: ignore[arg-type]
+    mark = bench.mark()
+    outcome = await row.deliver()
+    _expect(outcome, Result.RETRY)
+    if writes := bench.writes(mark):
+        raise Broken(f"the look-up could not be read, and yet {_call(writes[0])}")
+    row.fold(outcome)
+    bench.product.clear_faults(fault)
+    await row.applied()
+    _same(owner.account_id, row.account_id)
+    bench.only(row, count=number)
 
 
 async def _limited(bench: Bench, number: int, retry_after: int | str, wanted_s: float) -> float:

@@ -157,9 +157,18 @@ class BabelforceScim(Babelforce):
     def emulator(self) -> Emulator | None:
         """With SCIM switched on."""
         emulator = BabelforceEmulator(token=self.credential, rate_per_s=0)
+        self._switch_on(emulator)
+        return emulator
+
+    def lose_accounts(self, bench: Bench) -> None:
+        """The configuration stays."""
+        super().lose_accounts(bench)
+        self._switch_on(bench.product)
+
+    @staticmethod
+    def _switch_on(emulator: Emulator) -> None:
         features = {"scim": True, "groups": False, "roles": True, "password_sync": False, "phone_number_sync": False}
         emulator.seed({"configuration": {"defaultRoles": [], "customizer": "microsoft", "features": features}})
-        return emulator
 
     def settings(self, url: str, secret: str) -> dict[str, Any]:
         """Over SCIM."""

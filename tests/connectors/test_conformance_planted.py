@@ -1,0 +1,332 @@
+"""A test of the suite of promises itself: connectors with a planted bug each, and the promise that has to catch it.
+
+All bugs are planted into the example that new connectors start from, which keeps every promise (`test_conformance.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from connectors.contract import Delivery, Directory, Found, Identity
+from connectors.testing.conformance import try_promise
+from connectors.testing.example import Account, Lantern
+from connectors.testing.example_emulator import LanternEmulator
+from connectors.testing.example_trial import TestLantern as ExampleTrial
+from schemas.errors import ConnectorError, Gone, Misconfigured, NormalizationError, RateLimited, Unavailable
+from schemas.resources import User
+
+
+class CreatesWithoutLooking(Lantern):
+    """Leaves the search to the product's own refusal."""
+
+    async def find(self, account: Account | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
+        return []
+
+
+class WritesOnWhatItFound(Lantern):
+    """Takes an account over before the gateway has linked it."""
+
+    async def find(self, account: Account | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
+        found = await super().find(account, identities, ctx)
+        if account is not None:
+            for one in found:
+                await self.update(one.account_id, account, ctx)
+        return found
+
+
+class IgnoresRetryAfter(Lantern):
+    """Tries again at once when told to wait."""
+
+    async def create(self, account: Account, ctx: Delivery) -> str:
+        try:
+            return await super().create(account, ctx)
+        except RateLimited:
+            return await super().create(account, ctx)
+
+
+class CallsALimitAnOutage(Lantern):
+    """Passes 429 on without the wait the product asked for."""
+
+    async def create(self, account: Account, ctx: Delivery) -> str:
+        try:
+            return await super().create(account, ctx)
+        except RateLimited as exc:
+            raise Unavailable(exc.message) from exc
+
+
+class PrintsTheToken(Lantern):
+    """Leaves a line of debugging behind."""
+
+    async def create(self, account: Account, ctx: Delivery) -> str:
+        print(f"POST with {self.settings.token.reveal()}")
+        return await super().create(account, ctx)
+
+
+class ReportsTheToken(Lantern):
+    """Explains a refusal with all it knows."""
+
+    async def create(self, account: Account, ctx: Delivery) -> str:
+        try:
+            return await super().create(account, ctx)
+        except ConnectorError as exc:
+            exc.message = f"{exc.message} (token {self.settings.token.reveal()})"
+            raise
+
+
+class TreatsHtmlAsSuccess(Lantern):
+    """Takes any 2xx for done."""
+
+    async def create(self, account: Account, ctx: Delivery) -> str:
+        try:
+            return await super().create(account, ctx)
+        except Unavailable as exc:
+            if exc.code == "malformed":
+                return "unknown"
+            raise
+
+
+class TakesTheUnreadableForNobody(Lantern):
+    """A list that cannot be read is an empty list."""
+
+    async def find(self, account: Account | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
+        try:
+            return await super().find(account, identities, ctx)
+        except Unavailable:
+            return []
+
+
+class DeletesAStranger(Lantern):
+    """Deletes whoever is listed first."""
+
+    async def delete(self, account_id: str, ctx: Delivery) -> None:
+        page, _ = await self.list_accounts(None)
+        for held in page[:2]:
+            await super().delete(held["account_id"], ctx)
+
+
+class FailsOnWhatIsGone(Lantern):
+    """Wants to delete something that is there."""
+
+    async def delete(self, account_id: str, ctx: Delivery) -> None:
+        await self.http.request("DELETE", "/v1/people/{id}", ctx=ctx, parts={"id": account_id})
+
+
+class LosesUnicode(Lantern):
+    """Sends plain letters."""
+
+    def normalize(self, user: User, directory: Directory) -> Account:
+        account = super().normalize(user, directory)
+        name = account.name.encode("ascii", "replace").decode() if isinstance(account.name, str) else account.name
+        return msgspec.structs.replace(account, name=name)
+
+
+class ListsTheFirstPage(Lantern):
+    """Believes that a list has one page."""
+
+    async def list_accounts(self, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
+        page, _ = await super().list_accounts(cursor)
+        return page, None
+
+
+class ListsForEver(Lantern):
+    """Starts every page at the beginning."""
+
+    async def list_accounts(self, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
+        return await super().list_accounts(None)
+
+
+class RecreatesOnALostAnswer(Lantern):
+    """Is sure that what was not answered was not done."""
+
+    async def find(self, account: Account | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
+        return [] if ctx.ambiguous else await super().find(account, identities, ctx)
+
+
+class RetriesWritesByItself(Lantern):
+    """Repeats a create that is not safe to repeat."""
+
+    async def create(self, account: Account, ctx: Delivery) -> str:
+        for _ in range(3):
+            try:
+                return await super().create(account, ctx)
+            except Unavailable:
+                continue
+        raise Unavailable("tried three times")
+
+
+class HidesThatItMayHaveActed(Lantern):
+    """Reports every timeout as if nothing had been sent."""
+
+    async def create(self, account: Account, ctx: Delivery) -> str:
+        try:
+            return await super().create(account, ctx)
+        except Unavailable as exc:
+            raise Unavailable(exc.message, code=exc.code) from exc
+
+
+class Swallows401(Lantern):
+    """Goes on without the right to."""
+
+    async def find(self, account: Account | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
+        try:
+            return await super().find(account, identities, ctx)
+        except Misconfigured:
+            return []
+
+    async def create(self, account: Account, ctx: Delivery) -> str:
+        try:
+            return await super().create(account, ctx)
+        except Misconfigured:
+            return "later"
+
+
+class BlamesThePersonFor401(Lantern):
+    """Rejects the person's data because the key is refused."""
+
+    async def create(self, account: Account, ctx: Delivery) -> str:
+        try:
+            return await super().create(account, ctx)
+        except Misconfigured as exc:
+            raise NormalizationError(exc.message) from exc
+
+
+class DisablesByDeleting(Lantern):
+    """Who may not work here need not be here."""
+
+    async def update(self, account_id: str, account: Account, ctx: Delivery) -> None:
+        if account.active:
+            await super().update(account_id, account, ctx)
+        else:
+            await self.delete(account_id, ctx)
+
+
+class RenamesByRecreating(Lantern):
+    """A new login is a new person."""
+
+    async def update(self, account_id: str, account: Account, ctx: Delivery) -> None:
+        if not await self.find(account, (), ctx):
+            await self.delete(account_id, ctx)
+            await self.create(account, ctx)
+            return
+        await super().update(account_id, account, ctx)
+
+
+class SwallowsGone(Lantern):
+    """Updates what is not there, with success."""
+
+    async def update(self, account_id: str, account: Account, ctx: Delivery) -> None:
+        try:
+            await super().update(account_id, account, ctx)
+        except Gone:
+            return
+
+
+class DropsUnknownRoles(Lantern):
+    """Leaves out a role it does not know."""
+
+    def normalize(self, user: User, directory: Directory) -> Account:
+        try:
+            return super().normalize(user, directory)
+        except NormalizationError:
+            return super().normalize(msgspec.structs.replace(user, roles=()), directory)
+
+
+class ChecksNothing(Lantern):
+    """Says that all is well without asking."""
+
+    async def check(self) -> list[Any]:
+        return []
+
+
+class MakesAnotherOnRedelivery(Lantern):
+    """Answers an update with a new account."""
+
+    async def update(self, account_id: str, account: Account, ctx: Delivery) -> None:
+        if ctx.attempt > 1:
+            await self.create(msgspec.structs.replace(account, email=f"again.{account.email}"), ctx)
+        await super().update(account_id, account, ctx)
+
+
+class RaisesWhatNobodyKnows(Lantern):
+    """Trips over an answer it did not expect."""
+
+    async def create(self, account: Account, ctx: Delivery) -> str:
+        try:
+            return await super().create(account, ctx)
+        except Unavailable as exc:
+            raise KeyError("id") from exc
+
+
+PLANTED: list[tuple[type[Lantern], str, bool]] = [
+    (CreatesWithoutLooking, "existing_account", True),
+    (CreatesWithoutLooking, "existing_account", False),
+    (WritesOnWhatItFound, "existing_account", True),
+    (IgnoresRetryAfter, "rate_limit_in_seconds", True),
+    (IgnoresRetryAfter, "rate_limit_as_date", True),
+    (CallsALimitAnOutage, "rate_limit_in_seconds", True),
+    (PrintsTheToken, "no_secret", True),
+    (ReportsTheToken, "no_secret", True),
+    (TreatsHtmlAsSuccess, "html_answer", True),
+    (TreatsHtmlAsSuccess, "truncated_answer", True),
+    (TakesTheUnreadableForNobody, "truncated_answer", True),
+    (TakesTheUnreadableForNobody, "html_answer", True),
+    (DeletesAStranger, "delete", True),
+    (FailsOnWhatIsGone, "delete", True),
+    (LosesUnicode, "unicode", True),
+    (ListsTheFirstPage, "paging", True),
+    (ListsForEver, "paging", True),
+    (RecreatesOnALostAnswer, "lost_answer", False),
+    (RecreatesOnALostAnswer, "idempotent_create", False),
+    (RetriesWritesByItself, "reset_after", False),
+    (RetriesWritesByItself, "lost_answer", False),
+    (HidesThatItMayHaveActed, "slow_answer", True),
+    (Swallows401, "revoked_credential", True),
+    (BlamesThePersonFor401, "expired_credential", True),
+    (DisablesByDeleting, "disable_and_enable", True),
+    (RenamesByRecreating, "rename", True),
+    (SwallowsGone, "vanished_account", True),
+    (DropsUnknownRoles, "unknown_role", True),
+    (ChecksNothing, "check", True),
+    (MakesAnotherOnRedelivery, "redelivery", True),
+    (RaisesWhatNobodyKnows, "server_errors", True),
+    (RaisesWhatNobodyKnows, "reset_before", True),
+]
+"""The connector, the promise it breaks, and whether the product refuses a second account of one address."""
+
+
+@pytest.mark.parametrize(
+    ("planted", "promise", "unique"),
+    PLANTED,
+    ids=[f"{planted.__name__}-{promise}{'' if unique else '-not-unique'}" for planted, promise, unique in PLANTED],
+)
+def test_a_planted_bug_is_caught_by_the_promise_it_breaks(planted: type[Lantern], promise: str, unique: bool) -> None:
+    """The suite would be worth nothing if it passed these; the example without the bug keeps the very same promise."""
+
+    class Trial(ExampleTrial):
+        connector_type = planted
+
+        def emulator(self) -> LanternEmulator:
+            emulator = super().emulator()
+            emulator.set(unique=unique)
+            return emulator
+
+    class Control(Trial):
+        connector_type = Lantern
+
+    broken = asyncio.run(try_promise(Trial(), promise))
+    kept = asyncio.run(try_promise(Control(), promise))
+
+    assert broken.verdict == "broken"
+    assert broken.detail
+    assert kept.verdict == "kept", kept.detail
+
+
+def test_most_promises_have_a_bug_that_only_they_are_about() -> None:
+    """A promise that no bug can break is no promise; those left out need a product that itself misbehaves."""
+    assert len({planted for planted, _, _ in PLANTED}) >= 20
+    assert len({promise for _, promise, _ in PLANTED}) >= 20
