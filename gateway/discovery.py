@@ -8,7 +8,7 @@ Nothing here is ever null.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -22,8 +22,8 @@ from gateway.attributes import (
     fold_name,
 )
 from gateway.cursors import CURSOR_S
-from gateway.filters import AttributePath, parse_path
-from gateway.messages import Limits, ScimError, list_response
+from gateway.filters import AttributePath, parse_path, query_parameters
+from gateway.messages import Limits, ScimError, attribute_names, list_response, project
 from schemas.events import EVENT_TYPES
 from schemas.resources import ENTERPRISE_SCHEMA, GROUP_SCHEMA, USER_SCHEMA
 from schemas.specs import Attribute, Spec
@@ -34,6 +34,7 @@ SCHEMA_SCHEMA = "urn:ietf:params:scim:schemas:core:2.0:Schema"
 CACHED_MAX = 256
 """Documents are kept per target and address; an address comes from the Host header, so their number has to have a bound."""
 
+_ON_REQUEST = frozenset(("securityEvents",))
 _NEVER_LISTED = frozenset(("id", "externalid", "schemas", "meta", "password", "groups"))
 """Common attributes belong to no schema (RFC 7643 section 3.1); the others are never stored or not kept on users here."""
 _DEFAULT_PARTS = frozenset(("value", "display", "type", "primary"))
@@ -77,7 +78,8 @@ class _Documents(Struct, frozen=True):
     """Everything discovery answers for one target under one address."""
 
     spec: Spec | None
-    config: bytes
+    config: dict[str, Any]
+    config_bytes: bytes
     resource_types: dict[str, bytes]
     schemas: dict[str, bytes]
 
@@ -95,9 +97,27 @@ class Discovery:
         self._limits = limits
         self._documents: dict[tuple[str, str], _Documents] = {}
 
-    def provider_config(self, target: str, base: str) -> bytes:
-        """The ServiceProviderConfig (RFC 7643 section 5). `base`: the tenant URL without a slash at its end."""
-        return self._of(target, base).config
+    def provider_config(self, target: str, base: str, query: bytes = b"") -> bytes:
+        """The ServiceProviderConfig (RFC 7643 section 5).
+
+        `securityEvents` (RFC 9967 section 4) is returned on request, as in `?attributes=securityEvents`: it may be left out, and
+        clients that know the attributes of RFC 7643 and RFC 9865 only take anything else for an error.
+
+        Args:
+            base: the tenant URL without a slash at its end.
+            query: what followed the `?`; `attributes` and `excludedAttributes` are obeyed (RFC 7644 section 3.9).
+
+        Raises:
+            ScimError: 400 for a query that is none.
+        """
+        documents = self._of(target, base)
+        parameters = query_parameters(query, limits=self._limits) if query else {}
+        wanted = attribute_names(parameters.get("attributes"))
+        left_out = attribute_names(parameters.get("excludedattributes"))
+        if not (wanted or left_out):
+            return documents.config_bytes
+        whole = documents.config
+        return _encode(project(whole if wanted else _without_requested(whole), wanted, left_out))
 
     def resource_types(self, target: str, base: str) -> bytes:
         """All resource types in a ListResponse."""
@@ -164,9 +184,11 @@ def _documents(spec: Spec | None, base: str, limits: Limits) -> _Documents:
     types = {"user": _resource_type("User", f"User account of {title}", USER_SCHEMA, extensions, base)}
     if spec is not None and spec.has_groups:
         types["group"] = _resource_type("Group", f"Group of users of {title}", GROUP_SCHEMA, [], base)
+    config = _config(base, limits)
     return _Documents(
         spec=spec,
-        config=_encode(_config(base, limits)),
+        config=config,
+        config_bytes=_encode(_without_requested(config)),
         resource_types=types,
         schemas=schema_bytes,
     )
@@ -185,6 +207,10 @@ def _resource_type(name: str, description: str, schema: str, extensions: list[st
             "meta": {"resourceType": "ResourceType", "location": f"{base}/ResourceTypes/{name}"},
         }
     )
+
+
+def _without_requested(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in _ON_REQUEST}
 
 
 def _config(base: str, limits: Limits) -> dict[str, Any]:

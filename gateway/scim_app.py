@@ -349,7 +349,7 @@ def _discovery_routes(discovery: Discovery, call_of: CallOf) -> list[HTTPRouteHa
     @get(f"{tenant}/ServiceProviderConfig")
     async def provider_config(request: Request[Any, Any, Any]) -> Sent:
         call = call_of(request)
-        return _answer(Reply(200, discovery.provider_config(call.target, call.base)))
+        return _answer(Reply(200, discovery.provider_config(call.target, call.base, call.query)))
 
     @get(f"{tenant}/ResourceTypes")
     async def resource_types(request: Request[Any, Any, Any]) -> Sent:

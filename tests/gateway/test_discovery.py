@@ -206,9 +206,15 @@ def test_the_service_provider_config_says_what_is_true_here() -> None:
 
 
 def test_the_events_announced_are_those_on_the_bus_under_their_rfc_names() -> None:
-    """RFC 9967 sections 2.4 and 4: what is announced is what a receiver will meet, and nothing else."""
-    config = msgspec.json.decode(discovery(None).provider_config("t", BASE))
+    """RFC 9967 sections 2.4 and 4: what is announced is what a receiver will meet, and nothing else; it is told who asks."""
+    found = discovery(None)
+    config = msgspec.json.decode(found.provider_config("t", BASE, b"attributes=securityEvents"))
 
+    assert set(config) == {"schemas", "securityEvents"}
+    assert "securityEvents" not in msgspec.json.decode(found.provider_config("t", BASE))
+    assert set(msgspec.json.decode(found.provider_config("t", BASE, b"excludedAttributes=bulk,sort"))).isdisjoint(
+        ("bulk", "sort", "securityEvents")
+    )
     assert config["securityEvents"] == {
         "asyncRequest": "request",
         "eventUris": [
