@@ -422,17 +422,20 @@ async def test_a_connection_at_rest_is_closed_and_a_quick_caller_never(hasty: Li
     assert SOON_S * 0.8 <= time.monotonic() - begun < WAIT_S
 
 
-@together
-async def test_who_does_not_read_the_answers_is_cut_off(hasty: Listener) -> None:
+async def test_who_does_not_read_the_answers_is_cut_off(tmp_path: Path) -> None:
     """S7: answers pile up in front of a caller that never reads; its connection and its requests end."""
-    caller = await calling(hasty)
-    caller.writer.transport.pause_reading()  # type: ignore[attr-defined]
-    requests = head_of(hasty, "/Schemas") * 2_000
-    before = len(hasty.server.connections)
-    caller.writer.write(requests)
+    overload = Overload()
+    async with listening(tmp_path, limits=SLOW, overload=overload) as scim:
+        caller = await calling(scim)
+        caller.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        caller.writer.write(head_of(scim, "/Schemas") * 2_000)
+        await until(lambda: overload.requests == 1)
+        assert len(scim.server.connections) == 1
 
-    await until(lambda: len(hasty.server.connections) < before)
-    await caller.close()
+        await until(lambda: not len(scim.server.connections))
+        await until(lambda: overload.requests == 0)
+        assert caller.took_s() >= SOON_S
+        await caller.close()
 
 
 async def until(reached: Callable[[], bool]) -> None:
