@@ -61,6 +61,11 @@ def run_checks(path: Path) -> list[Finding]:
     found = [Finding("ok", path.name, f"read; {len(targets)} of {len(config.targets)} targets are enabled")]
     if not config.targets:
         found.append(Finding("warning", "targets", "no target is configured", "Add a [targets.<name>] section."))
+    found += [
+        Finding("warning", f"targets.{name}.shadow", "nothing is written at this product", "Set it to false to deliver.")
+        for name in targets
+        if config.targets[name].shadow
+    ]
     found += _operator_token(config, base)
     found += _nats(config)
     with ThreadPoolExecutor(CHECKS_AT_ONCE) as pool:

@@ -482,7 +482,8 @@ def plan(
     }
     if file is not None:
         order["document"] = _document_in(file)
-    answer = Api(access).post(f"/targets/{_segment(target)}/plan", order)
+    with _spinning(access, "A worker rehearses it"):
+        answer = Api(access).post(f"/targets/{_segment(target)}/plan", order)
     _show(access, answer, lambda terminal: terminal.plan(answer))
     return {"refuse": NOT_FINE, "unknown": UNREACHABLE}.get(answer["would"], FINE)
 
@@ -1004,6 +1005,16 @@ def _progress(access: Access, total: int, size: int) -> Iterator[Callable[[int],
     with Progress(*columns, console=_terminal().console(stderr=True)) as bar:
         task = bar.add_task("", total=total)
         yield lambda count: bar.advance(task, count)
+
+
+@contextmanager
+def _spinning(access: Access, text: str) -> Iterator[None]:
+    """A sign of life on standard error while one answer takes its time; only for people."""
+    if access.as_json or not sys.stderr.isatty():
+        yield
+        return
+    with _terminal().console(stderr=True).status(f"{text}…"):
+        yield
 
 
 def _rate(text: str | None) -> float | None:

@@ -250,7 +250,17 @@ async def plan(event: ProvisioningEvent, served: Served, *, show_values: bool, n
         adopt=served.configured.adopt,
         seen=tuple(named(one.account_id) for one in outcome.sightings),
         ignored=outcome.ignored,
-        warnings=tuple(dict.fromkeys(text if show_values else mask_inside(text) for text in outcome.warnings)),
+        warnings=tuple(
+            dict.fromkeys(
+                (
+                    *(text if show_values else mask_inside(text) for text in outcome.warnings),
+                    *(
+                        f"{one} has no account at the product yet; that part would follow."
+                        for one in outcome.unresolved
+                    ),
+                )
+            )
+        ),
         blocked_on=outcome.blocked_on,
         masked=not show_values,
     )

@@ -17,9 +17,10 @@ import pytest_asyncio
 from connectors.contract import Delivery
 from deploy.emulators.harness import running
 from deploy.emulators.talkdesk import TalkdeskEmulator
+from gateway.checks import run_checks
 from gateway.cli import FINE, NOT_FINE, UNREACHABLE, WRONG_USE
 from gateway.lifecycle import Row
-from schemas.config import BrakeSettings, TargetSettings
+from schemas.config import BrakeSettings, TargetSettings, load
 from schemas.events import decode_event
 from schemas.states import SHADOW, State
 from tests.gateway.operated import ALPHA, BETA, COLUMNS, Ended, Operated, a_user, operated
@@ -300,6 +301,17 @@ async def test_a_worker_that_still_rehearses_after_the_end_is_asked_again_soon(s
 
     assert (row.state, row.blocked_on) == (State.BLOCKED, SHADOW)
     assert row.next_at - time.time() <= 60.0
+
+
+def test_the_check_warns_of_shadow_mode_and_pending_gives_way_to_it(tmp_path: Path) -> None:
+    """A forgotten switch is seen before the start; Entra never waits for what will not come."""
+    file = tmp_path / "provgate.toml"
+    file.write_text('[targets.a]\nconnector = "observe"\nshadow = true\npending = "retry-later"\n', encoding="utf-8")
+
+    found = [finding for finding in run_checks(file) if finding.where == "targets.a.shadow"]
+
+    assert [finding.level for finding in found] == ["warning"]
+    assert load(file).targets["a"].pending == "accept"
 
 
 async def test_operators_are_told_plainly_about_shadow_mode(staged: Staged) -> None:
