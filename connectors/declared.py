@@ -7,6 +7,7 @@ common stands here.
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
@@ -74,6 +75,7 @@ class ScimPath(Struct, frozen=True):
     sub: str
 
 
+@functools.lru_cache(maxsize=4 * FIELDS_MAX)
 def taken_apart(path: str) -> ScimPath | None:
     """The parts of a path, None when it is none."""
     parts = _PATH.fullmatch(path)
@@ -137,9 +139,15 @@ def read(user: User, path: str) -> Any:
     return msgspec.to_builtins(value) if isinstance(value, tuple) else value
 
 
+@functools.cache
+def _names_of(type_: type[Struct]) -> Mapping[str, str]:
+    """SCIM's names of a shape -> ours."""
+    return {field.encode_name: field.name for field in msgspec.structs.fields(type_)}
+
+
 def _of_struct(held: Struct, name: str) -> Any:
-    field = next((one for one in msgspec.structs.fields(held) if one.encode_name == name), None)
-    return UNSET if field is None else getattr(held, field.name)
+    known = _names_of(type(held)).get(name)
+    return UNSET if known is None else getattr(held, known)
 
 
 def _of_extension(user: User, parts: ScimPath) -> Any:

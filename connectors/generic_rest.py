@@ -327,7 +327,8 @@ class ErrorRule(Struct, frozen=True, kw_only=True):
     remedy: Annotated[str, Meta(max_length=300, description="a sentence for the Entra admin")] = ""
     on: Annotated[str, Meta(max_length=60, description="blocked: what is awaited, e.g. licence")] = ""
     retry_after_s: Annotated[
-        float | None, Meta(gt=0, le=86_400, description="when to try again, if the product names no time")
+        Annotated[float, Meta(gt=0, le=86_400)] | None,
+        Meta(description="when to try again, if the product names no time"),
     ] = None
 
     def __post_init__(self) -> None:

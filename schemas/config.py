@@ -544,6 +544,8 @@ def _struct_of(type_: Any) -> type[Struct] | None:
 
 def _table_of(type_: Any) -> tuple[Any, type[Struct] | None]:
     """Key type and struct of a `dict[name, Struct]`."""
+    while typing.get_origin(type_) is Annotated:
+        type_ = typing.get_args(type_)[0]
     if typing.get_origin(type_) is dict:
         key, value = typing.get_args(type_)
         return key, _struct_of(value)
@@ -562,6 +564,8 @@ def _rows_of(type_: Any) -> type[Struct] | None:
 
 def _choice_problem(value: Any, type_: Any) -> str:
     """What is wrong with words that must be some of a few, the nearest one named; "" for everything else."""
+    while typing.get_origin(type_) is Annotated:
+        type_ = typing.get_args(type_)[0]
     if typing.get_origin(type_) is tuple and isinstance(value, list):
         said = (_choice_problem(item, typing.get_args(type_)[0]) for item in value)
         return next(filter(None, said), "")

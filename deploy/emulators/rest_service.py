@@ -11,7 +11,6 @@ import binascii
 import hmac
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
-from urllib.parse import unquote
 
 import msgspec
 
@@ -183,8 +182,7 @@ class RestServiceEmulator(Emulator):
         return number
 
     def _by_login(self, call: Call) -> Answer:
-        login = unquote(call.params["login"])
-        holder = call.rows["_by_login"].get(login.casefold())
+        holder = call.rows["_by_login"].get(call.params["login"].casefold())
         if holder is None:
             raise Refusal(404, "no_user", "There is no such user")
         return self._one(200, call.rows["users"][holder])
@@ -224,7 +222,7 @@ class RestServiceEmulator(Emulator):
         before = self._held(call, self.tables.rows)
         body = call.json()
         own = {name: value for name, value in body.items() if name != "id"}
-        if body.get("id", before["id"]) != before["id"]:
+        if body.get("id", int(before["id"])) != int(before["id"]):
             raise Refusal(400, "read_only", "id cannot be changed", field="id", violation=True)
         self._check(own, ("login",))
         kept = {name: before[name] for name in READ_ONLY}

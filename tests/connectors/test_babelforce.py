@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -29,6 +30,7 @@ from connectors.babelforce import (
     write_configuration,
 )
 from connectors.contract import Delivery
+from connectors.http import BODY_BYTES_MAX
 from deploy.emulators.babelforce import BabelforceEmulator
 from deploy.emulators.harness import running
 from schemas.config import Secret
@@ -791,6 +793,18 @@ async def test_accounts_are_listed_whole_or_page_by_page(either: Any, token: Pat
                 break
     assert len({entry["account_id"] for entry in listed}) == 205
     assert [entry["identities"] for entry in listed if not entry["active"]] == [("userName:u007@example.com",)]
+
+
+async def test_a_list_of_more_than_a_mebibyte_is_read(token: Path) -> None:
+    """2.2: all users come in one answer, whatever is asked; the usual bound would end at some two thousand of them."""
+    product = BabelforceEmulator(rate_per_s=0)
+    product.seed({"users": [{"email": f"{'u' * 200}{number}@example.com"} for number in range(3_000)]})
+    async with running(product) as url, connected(url, token) as connector, aiohttp.ClientSession(url) as plain:
+        listed, cursor = await connector.list_accounts(None)
+        headers = {"Authorization": "Bearer demo-token-babelforce"}
+        async with plain.get("/api/v2/users", headers=headers) as answer:
+            assert len(await answer.read()) > BODY_BYTES_MAX
+    assert (len(listed), cursor) == (3_000, None)
 
 
 # Configuration document and check -------------------------------------------------------------------------------------
