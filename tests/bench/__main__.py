@@ -1,4 +1,4 @@
-"""The benchmark: `make bench`, or `python -m tests.bench [--quick] [--json FILE]`.
+"""The benchmark: `make bench`, or `python -m tests.bench [--quick] [--steady-minutes M] [--json FILE]`.
 
 It starts its own system on free ports and measures, with the floor (`tests/bench/floor.py`) in alternation with it: machines are
 noisy, so the ratios of one round count more than any absolute number. Progress goes to standard error, the result as JSON to
@@ -26,11 +26,21 @@ from msgspec import Struct
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from deploy.emulators.entra import LOAD_STEPS, OBSERVE, TALKDESK, LoadResult, filter_query, load_cycle, make_people
+from deploy.emulators.entra import (
+    LOAD_STEPS,
+    OBSERVE,
+    TALKDESK,
+    LoadResult,
+    filter_query,
+    load_cycle,
+    make_people,
+    members_body,
+)
 from deploy.local import Child, free_port, wait_for_port
 from schemas import logs
 from tests.bench.client import Run, drive, request
-from tests.bench.fill import user_names
+from tests.bench.fill import group_ids, resource_id, user_names
+from tests.bench.steady import PER_S, Place, figures, hold
 from tests.bench.system import VENDOR_DELAY_MS, VENDOR_TARGET, System
 
 CONNECTIONS = (1, 8)
@@ -40,7 +50,12 @@ FILTER_NAMES_MAX = 5_000
 MEMORY_MIB_MAX = 150.0
 BOUND_S = {False: 900.0, True: 240.0}
 """A quiet machine needs a third of it."""
-CREATED, OK = 201, 200
+CREATED, OK, NO_CONTENT = 201, 200, 204
+STEADY_TARGETS = (16, 32)
+STEADY_WARM_S = 1.0
+FRESH_MEMBERS = 1_000
+"""Users of the large store who are in no group yet: each PATCH adds one."""
+STEADY_MINUTES_MAX = 120.0
 
 
 class Size(Struct, frozen=True):
@@ -54,10 +69,19 @@ class Size(Struct, frozen=True):
     stored: tuple[int, int]
     filter_rounds: int
     filter_round_s: float
+    members: tuple[int, ...]
+    """Members of the groups that are added to; the first is what the others are compared with."""
+    member_rounds: int
+    member_patches: int
+    """Per round and size."""
+    steady_s: float
+    """How long each number of targets is held."""
 
 
-FULL = Size(3, {1: 100, 8: 500}, {1: 300, 8: 1_500}, 1_000, (1_000, 100_000), 6, 1.5)
-QUICK = Size(1, {1: 40, 8: 200}, {1: 150, 8: 600}, 200, (1_000, 10_000), 3, 1.0)
+FULL = Size(
+    3, {1: 100, 8: 500}, {1: 300, 8: 1_500}, 1_000, (1_000, 100_000), 6, 1.5, (10, 10_000, 100_000), 3, 100, 10.0
+)
+QUICK = Size(1, {1: 40, 8: 200}, {1: 150, 8: 600}, 200, (1_000, 10_000), 3, 1.0, (10, 1_000, 10_000), 2, 30, 3.0)
 
 
 class Bench:
@@ -79,6 +103,8 @@ class Bench:
         started, load_before = time.monotonic(), os.getloadavg()
         with_system = await self._with_system()
         filters = await self._filters()
+        members = await self._members()
+        steady = await self._steady()
         return {
             "machine": {
                 "processors": os.cpu_count(),
@@ -90,6 +116,8 @@ class Bench:
             "seconds": round(time.monotonic() - started, 1),
             **with_system,
             **filters,
+            **members,
+            **steady,
         }
 
     # ---- with bus, worker and product
@@ -249,9 +277,92 @@ class Bench:
             }
         }
 
+    # ---- members of groups
+
+    async def _members(self) -> dict[str, Any]:
+        """One more member for groups of different sizes, in the large store and with a bus and a worker, in turns."""
+        sizes = self.size.members
+        runs: list[list[Run]] = [[] for _ in sizes]
+        count = self.size.stored[-1]
+        with self._step("starting gateway, worker and nats-server on the large store"):
+            system = System(self.folder / f"stored-{count}", log_level=self.log_level)
+            await system.__aenter__()
+        port, key = system.ports["scim"], system.keys["observe"]
+        try:
+            with self._step("one more member", len(sizes) * self.size.member_rounds) as step:
+                for number in range(-1, self.size.member_rounds):
+                    for which, size in enumerate(sizes):
+                        groups = group_ids(size)
+                        first = count + (number + 1) * self.size.member_patches
+                        wires = [
+                            request(
+                                port,
+                                "PATCH",
+                                f"/scim/v2/observe/Groups/{groups[n % len(groups)]}",
+                                key,
+                                msgspec.json.encode(members_body([resource_id(first + n)], (), "legacy")),
+                            )
+                            for n in range(self.size.member_patches)
+                        ]
+                        run = await drive(port, wires, 1, NO_CONTENT)
+                        if number >= 0:  # the first round warms up
+                            runs[which].append(run)
+                            step.advance()
+        finally:
+            await system.supervisor.stop()
+        few = _quantiles([seconds for run in runs[0] for seconds in run.latencies])
+        groups_figures = []
+        for which, size in enumerate(sizes):
+            measured = _run_figures(runs[which])
+            ratios = {name: _ratio(measured["ms"][name], few[name]) for name in few}
+            groups_figures.append({"members": size, "ratio_to_smallest": ratios, **measured})
+        return {
+            "member_patch": {
+                "what": "PATCH that adds one member, one after the other, until the worker has applied it",
+                "users": count + FRESH_MEMBERS,
+                "groups": groups_figures,
+            }
+        }
+
+    # ---- many targets at Entra's pace
+
+    async def _steady(self) -> dict[str, Any]:
+        with self._step(f"starting a system with {STEADY_TARGETS[-1]} further targets"):
+            system = System(self.folder / "steady", log_level=self.log_level, steady=STEADY_TARGETS[-1])
+            await system.__aenter__()
+        port = system.ports["scim"]
+        held: list[dict[str, Any]] = []
+        try:
+            places = [Place(name, system.keys[name]) for name in system.steady]
+            with self._step("warming up"):
+                await hold(port, places, STEADY_WARM_S, "warm")
+            for count in STEADY_TARGETS:
+                before, memory = system.cpu_s(), system.memory_mib()
+                planned = int(self.size.steady_s * PER_S) * count
+                with self._step(
+                    f"{count} targets at {PER_S:.0f} requests/s each, {self.size.steady_s:.0f} s", planned
+                ) as step:
+                    run = await hold(port, places[:count], self.size.steady_s, f"held{count}x", on_answer=step.advance)
+                used = {name: spent - before[name] for name, spent in system.cpu_s().items()}
+                grown = {
+                    name: {"before": memory[name], "after": after}
+                    for name, after in system.memory_mib().items()
+                    if name in ("gateway", "worker")
+                }
+                parts = ("gateway", "worker", "nats-server")
+                cpu = {name: round(1000 * used[name] / max(1, run.answered), 3) for name in parts}
+                held.append({**figures(run, _quantiles), "cpu_ms_per_request": cpu, "memory_mib": grown})
+        finally:
+            with self._step("stopping"):
+                await system.supervisor.stop()
+        what = "filter, POST and PATCH in turn; times count from the moment a request was due"
+        return {"steady": {"what": what, "runs": held}}
+
     async def _fill(self, folder: Path, count: int) -> None:
         folder.mkdir(parents=True)  # noqa: ASYNC240
-        command = (sys.executable, "-m", "tests.bench.fill", str(folder / "provgate.sqlite3"), str(count))
+        large = count == self.size.stored[-1]
+        wanted = [str(count + FRESH_MEMBERS), *map(str, self.size.members)] if large else [str(count)]
+        command = (sys.executable, "-m", "tests.bench.fill", str(folder / "provgate.sqlite3"), *wanted)
         with self._step(f"storing {count:,} users", count) as step:
             process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
             try:
@@ -348,6 +459,8 @@ def _per_s(runs: Sequence[Run]) -> float:
 def _quantiles(seconds: Sequence[float]) -> dict[str, float]:
     """Milliseconds that 50, 95 and 99 per cent stayed within."""
     ordered = sorted(seconds)
+    if not ordered:
+        return {}
     last = len(ordered) - 1
     return {f"p{share}": round(1000 * ordered[min(last, len(ordered) * share // 100)], 2) for share in (50, 95, 99)}
 
@@ -361,8 +474,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="smaller numbers, under a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+    parser.add_argument(
+        "--steady-minutes",
+        type=float,
+        metavar="M",
+        help=f"hold each of {' and '.join(map(str, STEADY_TARGETS))} targets this long, at most {STEADY_MINUTES_MAX:.0f}",
+    )
     parser.add_argument("--log-level", choices=("warning", "information"), default="information", help="of the targets")
     arguments = parser.parse_args()
+    if arguments.steady_minutes is not None and not 0 < arguments.steady_minutes <= STEADY_MINUTES_MAX:
+        parser.error(f"--steady-minutes: more than 0 and at most {STEADY_MINUTES_MAX:.0f}")
     logs.configure("bench", level="warning", pretty=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with (
@@ -370,10 +491,13 @@ def main() -> int:
         Progress(*columns, console=Console(stderr=True), transient=True) as progress,
     ):
         size = QUICK if arguments.quick else FULL
+        if arguments.steady_minutes is not None:
+            size = msgspec.structs.replace(size, steady_s=60 * arguments.steady_minutes)
+        bound_s = BOUND_S[arguments.quick] + len(STEADY_TARGETS) * size.steady_s
         bench = Bench(size, Path(folder), progress, arguments.log_level)
 
         async def bounded() -> dict[str, Any]:
-            async with asyncio.timeout(BOUND_S[arguments.quick]):
+            async with asyncio.timeout(bound_s):
                 return await bench.run()
 
         result = {"quick": arguments.quick, "log_level": arguments.log_level, **uvloop.run(bounded())}
@@ -385,8 +509,14 @@ def main() -> int:
 
 
 def _as_it_should_be(result: dict[str, Any]) -> bool:
-    figures = (*result["cycle"], result["applied_end_to_end"], *result["filter_hits"]["stored"])
-    return bool(result["memory_mib"]["ok"]) and not any(figure["unexpected"] for figure in figures)
+    parts = (
+        *result["cycle"],
+        result["applied_end_to_end"],
+        *result["filter_hits"]["stored"],
+        *result["member_patch"]["groups"],
+        *result["steady"]["runs"],
+    )
+    return bool(result["memory_mib"]["ok"]) and not any(part["unexpected"] for part in parts)
 
 
 if __name__ == "__main__":

@@ -58,15 +58,14 @@ async def drive(
         ConnectionError: the server closed a connection.
         TimeoutError: an answer took longer than ANSWER_WAIT_S.
     """
-    loop = asyncio.get_running_loop()
     waiting = iter(requests) if until_s is None else itertools.cycle(requests)
-    lanes = [(await loop.create_connection(_Lane, "127.0.0.1", port))[1] for _ in range(connections)]
+    lanes = await connect(port, connections)
     latencies: list[float] = []
     unexpected: dict[int, int] = {}
     started = time.perf_counter()
     deadline = None if until_s is None else started + until_s
 
-    async def run(lane: _Lane) -> None:
+    async def run(lane: Lane) -> None:
         for wire in waiting:
             sent = time.perf_counter()
             if deadline is not None and sent >= deadline:
@@ -89,7 +88,13 @@ async def drive(
     return Run(connections, elapsed_s, latencies, unexpected)
 
 
-class _Lane(asyncio.Protocol):
+async def connect(port: int, connections: int) -> list[Lane]:
+    """So many open connections; whoever asked closes them."""
+    loop = asyncio.get_running_loop()
+    return [(await loop.create_connection(Lane, "127.0.0.1", port))[1] for _ in range(connections)]
+
+
+class Lane(asyncio.Protocol):
     """One keep-alive connection."""
 
     def __init__(self) -> None:
@@ -99,6 +104,7 @@ class _Lane(asyncio.Protocol):
         self._transport: Any = None
 
     def ask(self, wire: bytes) -> asyncio.Future[tuple[int, bytes]]:
+        """Send; the future brings status and body."""
         loop = asyncio.get_running_loop()
         waiting: asyncio.Future[tuple[int, bytes]] = loop.create_future()
         self._waiting = waiting
@@ -108,6 +114,7 @@ class _Lane(asyncio.Protocol):
         return waiting
 
     def close(self) -> None:
+        """Close the connection."""
         self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -55,6 +55,14 @@ roles = ["Agent", "Supervisor"]
 allow_loopback = true
 """
 
+STEADY = """
+[targets.{name}]
+connector = "observe"
+log_level = "{log_level}"
+[targets.{name}.brake]
+enabled = false
+"""
+
 ENTRY_POINT = "[provgate.connectors]\nunpaced = tests.bench.unpaced:Unpaced\n"
 METADATA = "Metadata-Version: 2.1\nName: provgate-bench\nVersion: 0\n"
 
@@ -66,12 +74,14 @@ class System:
         folder: everything it keeps; the store may be there already.
         alone: only the gateway, without a bus, for what it answers by itself.
         log_level: of the targets; `information` is the default of the product.
+        steady: further targets, named `steady-01` and so on.
     """
 
-    def __init__(self, folder: Path, *, alone: bool = False, log_level: str = "information") -> None:
+    def __init__(self, folder: Path, *, alone: bool = False, log_level: str = "information", steady: int = 0) -> None:
         self.folder = folder
         self.alone = alone
         self.log_level = log_level
+        self.steady = [f"steady-{number:02d}" for number in range(1, steady + 1)]
         self.supervisor = Supervisor()
         self.ports: dict[str, int] = {}
         self.keys: dict[str, str] = {}
@@ -101,7 +111,9 @@ class System:
             write_private(self.folder / name, secrets.token_hex(32))
         text = CONFIG if self.alone else CONFIG + VENDOR
         config = self.folder / "provgate.toml"
-        config.write_text(text.format(folder=self.folder, log_level=self.log_level, **self.ports), encoding="utf-8")
+        text = text.format(folder=self.folder, log_level=self.log_level, **self.ports)
+        text += "".join(STEADY.format(name=name, log_level=self.log_level) for name in self.steady)
+        config.write_text(text, encoding="utf-8")
         gateway, worker = process_children(config, output=self.folder / "logs")
         if self.alone:
             await self.supervisor.start(gateway)
@@ -112,7 +124,7 @@ class System:
             await self.supervisor.start(gateway)
             await self.supervisor.start(Child(worker.name, worker.command, None, worker.output, self._with_unpaced()))
         await self._until_ready()
-        for target in ("observe",) if self.alone else ("observe", VENDOR_TARGET):
+        for target in (*(("observe",) if self.alone else ("observe", VENDOR_TARGET)), *self.steady):
             order = {"target": target, "days": KEY_DAYS, "label": "benchmark"}
             self.keys[target] = (await self.api("POST", "/api/v1/keys", order))["key"]
 
@@ -128,7 +140,7 @@ class System:
     def _with_unpaced(self) -> dict[str, str]:
         """A connector of a package of its own, as an author would bring one: found by its entry point on the path."""
         package = self.folder / "packages" / "provgate_bench-0.dist-info"
-        package.mkdir(parents=True)
+        package.mkdir(parents=True, exist_ok=True)
         (package / "entry_points.txt").write_text(ENTRY_POINT, encoding="utf-8")
         (package / "METADATA").write_text(METADATA, encoding="utf-8")
         return {"PYTHONPATH": str(package.parent)}
