@@ -62,7 +62,9 @@ def run_checks(path: Path) -> list[Finding]:
     if not config.targets:
         found.append(Finding("warning", "targets", "no target is configured", "Add a [targets.<name>] section."))
     found += [
-        Finding("warning", f"targets.{name}.shadow", "nothing is written at this product", "Set it to false to deliver.")
+        Finding(
+            "warning", f"targets.{name}.shadow", "nothing is written at this product", "Set it to false to deliver."
+        )
         for name in targets
         if config.targets[name].shadow
     ]
