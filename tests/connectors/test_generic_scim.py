@@ -16,8 +16,10 @@ from connectors import registry
 from connectors.contract import Delivery, ListsAccounts, PutsGroups
 from connectors.declared import KNOWN_PATHS, path_problem, read
 from connectors.generic_scim import Account, GenericScim
+from deploy.emulators.bobs_business import BobsBusinessEmulator
 from deploy.emulators.harness import running
 from deploy.emulators.scim import EXTENSION, ScimProductEmulator
+from deploy.emulators.talkdesk import TalkdeskEmulator
 from schemas.errors import (
     Blocked,
     Conflict,
@@ -37,6 +39,8 @@ from workers.delivery import deliver
 OBJECT_ID = "8f1c0000-0000-0000-0000-000000000001"
 OTHER_ID = "8f1c0000-0000-0000-0000-000000000002"
 TOKEN = "demo-token-scim"
+TALKDESK = "urn:ietf:params:scim:schemas:extension:talkdesk:2.0:User"
+CLIENT_ID, CLIENT_SECRET = "demo-client", "demo-secret-talkdesk"
 FAX = 'phoneNumbers[type eq "fax"].value'
 WORK = 'emails[type eq "work"].value'
 NO_ADDRESS = [f'addresses[type eq "work"].{part}' for part in ("formatted", "streetAddress", "locality", "region")] + [
@@ -646,6 +650,62 @@ async def test_a_product_that_ignores_the_start_index_ends_after_its_first_page(
     async with connected(url, token, filter="scan") as connector:
         assert await connector.find(None, ["userName:nobody@contoso.example"], Delivery()) == []
     assert len(product.recorded()) == 2
+
+
+async def test_talkdesk_is_served_without_its_connector(tmp_path: Path) -> None:
+    """A product that was not written for this test: OAuth client credentials, PUT, an extension, and a strict attribute set."""
+    product = TalkdeskEmulator(rate_per_s=0)
+    secret = tmp_path / "secret"
+    secret.write_text(CLIENT_SECRET)
+    secret.chmod(0o600)
+    async with running(product) as url:
+        auth = {
+            "way": "client_credentials",
+            "client_id": CLIENT_ID,
+            "client_secret": {"file": str(secret)},
+            "token_url": f"{url}/oauth/token",
+            "scope": "scim",
+            "form": {"token_type": "opaque"},
+        }
+        options = {
+            "attributes": ["userName", "name.givenName", "name.familyName", "active", "externalId"],
+            "add": [f"{TALKDESK}:rolesString"],
+            "omit": [],
+            "groups": False,
+        }
+        made = decoded(url=f"{url}/scim/v2", auth=auth, **options)
+        connector, http = registry.build("scim", made)
+        assert isinstance(connector, GenericScim)
+        assert http is not None
+        gateway = Gateway(connector)
+        document = a_document(**{TALKDESK: {"rolesString": "Supervisor"}})
+        assert (await gateway.settle(document)).result is Result.APPLIED
+        assert (await gateway.settle({**document, "active": False})).result is Result.APPLIED
+        assert {finding.code for finding in await connector.check()} == {"reachable"}
+        await http.close()
+    (held,) = product.state()["users"].values()
+    assert (held["userName"], held["active"]) == ("Ada@contoso.example", False)
+    assert not product.violations
+
+
+async def test_bobs_business_is_served_without_its_connector(tmp_path: Path) -> None:
+    """Another one, with groups: members by explicit additions and removals, PATCH only."""
+    product = BobsBusinessEmulator(rate_per_s=0)
+    file = tmp_path / "key"
+    file.write_text("demo-token-bobs_business")
+    file.chmod(0o600)
+    async with running(product) as url:
+        attributes = ["userName", "name.givenName", "name.familyName", "displayName", "active", "externalId", WORK]
+        async with connected(url, file, attributes=attributes, omit=[]) as connector:
+            gateway = Gateway(connector)
+            assert (await gateway.settle(a_document())).result is Result.APPLIED
+            assert gateway.account_id is not None
+            group_id = await connector.put_group(None, Group(display_name="g", external_id=OTHER_ID), Delivery())
+            await connector.change_members(group_id, [gateway.account_id], [], Delivery())
+            assert product.state()["groups"][group_id]["members"] == [gateway.account_id]
+            await connector.change_members(group_id, [], [gateway.account_id], Delivery())
+    assert product.state()["groups"][group_id]["members"] == []
+    assert not product.violations
 
 
 # Groups ---------------------------------------------------------------------------------------------------------------
