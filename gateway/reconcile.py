@@ -374,7 +374,7 @@ class Reconciler:
                 await self._rest(target, done * REPAIR_CALLS)
             await self._renew(f"reconcile:{target}")
             await self._check_open(target)
-            done = await self.store.run(_repair_job(target, found, report.started_at, self.clock))
+            done = await self.store.run(_repair_job(target, found, report.started_at, self.dispatcher.clock))
             repaired += done
             self.dispatcher.kick(target)
 

@@ -656,7 +656,7 @@ def _classes(counted_: Mapping[str, Any], words: Mapping[str, tuple[str, str]]) 
         count = counted_["counts"].get(name, 0)
         causes = {k.partition(".")[2]: v for k, v in counted_["codes"].items() if k.startswith(f"{name}.")}
         why = ", ".join(f"{code} {many:,}" for code, many in sorted(causes.items(), key=lambda one: -one[1]))
-        cell: list[RenderableType] = [plain(meaning)] + ([plain(why, "bright_black")] if why else [])
+        cell: list[RenderableType] = [plain(meaning), *([plain(why, "bright_black")] if why else [])]
         _row(table, plain(name, style if count else "bright_black"), f"{count:,}", Group(*cell))
     return table
 

@@ -36,15 +36,16 @@ STORE = (
     "gateway/statements.py",
     "gateway/databases.py",
     "gateway/store.py",
+    "gateway/reports_store.py",
     "gateway/migrations/",
 )
 HOMES: dict[str, tuple[str, ...]] = {
-    "litestar": ("gateway/scim_app.py", "gateway/operators.py", "deploy/emulators/"),
+    "litestar": ("gateway/scim_app.py", "gateway/operators.py", "gateway/reports_api.py", "deploy/emulators/"),
     "sqlmodel": ("gateway/tables.py",),
     "sqlalchemy": (*STORE, "gateway/checks.py"),
     "alembic": ("gateway/databases.py", "gateway/migrations/"),
     "psycopg": ("gateway/store.py",),
-    "sqlite3": ("gateway/store.py",),
+    "sqlite3": ("gateway/store.py", "gateway/spool.py"),
     "aiohttp": ("connectors/http.py", "gateway/cli.py", "gateway/entra_keys.py", "deploy/"),
     "faststream": ("workers/",),
     "nats": ("gateway/jetstream.py", "workers/"),

@@ -55,6 +55,10 @@ class Compared(Struct):
     worker: Worker
     product: BobsBusinessEmulator
 
+    def url(self) -> str:
+        """Address of the operators' listener."""
+        return str(json.loads((self.folder / ACCESS_FILE).read_text())["url"])
+
     def accounts(self) -> dict[str, dict[str, Any]]:
         """The product's accounts by address."""
         return {user["userName"]: user for user in self.product.tables.rows["users"].values()}

@@ -299,6 +299,7 @@ def _seeded(n: int) -> dict[str, Any]:
     }
 
 
+@pytest.mark.timeout(120 + ACCOUNTS // 50)
 def test_a_large_product_is_matched_within_little_memory(nats_server: NatsServer, tmp_path: Path) -> None:
     """L1: before the first cycle, however large. 50,000 accounts below 200 MiB in every process of ours."""
     users = tmp_path / "users.json"

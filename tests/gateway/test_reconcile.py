@@ -6,20 +6,23 @@ import asyncio
 import time
 from pathlib import Path
 
+import httpx
 import msgspec
 import pytest
 
 from gateway import reports_store as kept
 from gateway.comparison import sort_differences
+from gateway.lifecycle import make_dirty
+from gateway.reconcile import Reconciler
 from gateway.reports_store import Report
 from gateway.spool import Finding, Spool
 from gateway.store import Store
 from schemas.comparison import ExpectedUser, ListedAccount
 from schemas.config import TargetSettings, parse
 from schemas.errors import ConfigurationError
-from schemas.states import State
+from schemas.states import PRIORITY_REPAIR, State
 from tests.conftest import NatsServer
-from tests.gateway.compared import TARGET, compared
+from tests.gateway.compared import TARGET, compared, until
 from tests.gateway.test_store import location, postgres, postgres_url, store  # noqa: F401 - fixtures
 
 
@@ -48,6 +51,9 @@ async def test_every_class_of_difference_is_found_and_nothing_is_written(
         assert "Beatrix" not in str(findings)
         assert {one.label for one in findings if one.class_ == "unknown"} == {"userName:s•••@contoso.example"}
 
+        async with httpx.AsyncClient(trust_env=False) as client:
+            page = (await client.get(f"{here.url()}/metrics")).text
+        assert f'provgate_drift{{class="drifted",target="{TARGET}"}} 2.0' in page
         shown = await here.said("target", "show", TARGET, code=0)
         assert shown["target"]["reconcile"]["counts"]["drifted"] == 2
         assert "5 differences" in (await here.typed("target", "show", TARGET)).out
@@ -168,6 +174,60 @@ async def test_what_was_deleted_here_and_is_there_again_goes_only_by_policy_and_
         assert repaired.repaired == 1
         await here.is_in(gone, State.GONE)
         assert sorted(here.accounts()) == ["bea@contoso.example", "cyd@contoso.example"]
+
+
+class LongDays:
+    """A clock that a test sets; waiting takes no time and is written down."""
+
+    def __init__(self) -> None:
+        self.added_s = 0.0
+        self.slept: list[float] = []
+
+    def now(self) -> float:
+        return time.time() + self.added_s
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+
+async def test_it_runs_by_itself_when_it_is_due_and_slowly(nats_server: NatsServer, tmp_path: Path) -> None:
+    """Modes and every_hours; at most a fifth of the product's five calls a second; repairs go last of all."""
+    async with compared(tmp_path, nats_server, reconcile='mode = "repair"\nevery_hours = 12') as here:
+        one = await here.created("ada")
+        here.product.seed({"users": [{"userName": f"u{n}@contoso.example"} for n in range(250)]})
+        here.change("ada@contoso.example", givenName="Somebody")
+        parts, clock = here.gateway, LongDays()
+        reconciler = Reconciler(
+            parts.store,
+            parts.dispatcher,
+            clock,
+            lambda: parts.targets,
+            parts.bus.ask,
+            parts.presences.spec,
+            parts.presences.serves,
+            parts.spawn,
+        )
+
+        async def looked(after_s: float) -> bool:
+            clock.added_s += after_s
+            await reconciler.look()
+            begun = TARGET in reconciler.running
+            await until(lambda: TARGET not in reconciler.running)
+            return begun
+
+        assert not await looked(60), "not in the first hour"
+        assert await looked(3_600)
+        report = await here.report()
+        assert report is not None
+        assert (report.state, report.repaired, report.listed) == ("repaired", 1, 251)
+        assert sum(clock.slept) == pytest.approx(3 / (5 * 0.2)), "three calls, one a second"
+        assert not await looked(3_600)
+        await here.is_in(one, State.APPLIED)
+        assert here.accounts()["ada@contoso.example"]["givenName"] == "Ada"
+
+        row = await here.row(one)
+        make_dirty(row, time.time())
+        assert (row.priority, row.state) == (PRIORITY_REPAIR, State.QUEUED)
 
 
 async def test_only_one_gateway_compares_a_target_at_a_time(store: Store) -> None:  # noqa: F811 - the fixture
