@@ -96,6 +96,8 @@ def grouped(group: str, size: int, now: float) -> Any:
         ledger.add_event(row, actor="entra")
         ledger.change_members(row.id, [MemberChange("add", tuple(members))])
         ledger.settle_members(row.id, members, (), anew=False)
+        dispatch(row, now, ledger, "observe")  # finds that no member is left to be sent
+        ledger.save(row)
 
     return job
 
