@@ -1,0 +1,194 @@
+"""The newcomer's trial: the walk-through of the connectors' page, run line by line in a copy of the checkout."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from connectors.docs import README
+from connectors.testing import command
+from connectors.testing.conformance import PROMISES
+from schemas.errors import ConfigurationError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NEEDED = ("connectors", "deploy", "gateway", "schemas", "workers", "tests/connectors")
+RUN_S_MAX = 60.0
+
+
+def section(title: str) -> str:
+    """One section of the page."""
+    page = README.read_text(encoding="utf-8")
+    return page.partition(f"\n## {title}")[2].partition("\n## ")[0]
+
+
+def steps() -> list[tuple[str, str]]:
+    """What the walk-through says is to be done: ("run", command) and ("edit", file, change), in order."""
+    text = section("A walk-through")
+    found: list[tuple[str, str]] = []
+    for kind, block in re.findall(r"```(console|diff)\n(.*?)```", text, re.DOTALL):
+        if kind == "diff":
+            found.append(("edit", block))
+        else:
+            found += [("run", line.removeprefix("$ ")) for line in block.splitlines()]
+    return found
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what a connector needs, and nothing of the tests of others but those of connectors."""
+    copy = tmp_path / "checkout"
+    for folder in NEEDED:
+        shutil.copytree(ROOT / folder, copy / folder)  # compiled files included, so that nothing is compiled again
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    shutil.copy(ROOT / "tests" / "__init__.py", copy / "tests")
+    return copy
+
+
+def run(command: str, folder: Path, *paths: Path) -> subprocess.CompletedProcess[str]:
+    """A line of the page: `provgate` and `python` are those of this environment, modules those of the folder."""
+    words = shlex.split(command)
+    if words[0] == "provgate":
+        words[:1] = [sys.executable, "-m", "gateway.cli"]
+    elif words[0] == "python":
+        words[0] = sys.executable
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST")},
+        "PYTHONPATH": os.pathsep.join(map(str, (folder, *paths))),
+    }
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=RUN_S_MAX)
+
+
+def contents(folder: Path) -> dict[str, list[str]]:
+    """Every text file below a folder, by lines."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8").splitlines()
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in (".py", ".md", ".toml")
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    }
+
+
+def edit(change: str, folder: Path) -> None:
+    """Put the `+` line of a diff below the line that stands before it."""
+    lines = change.splitlines()
+    (added,) = [line[1:] for line in lines if line.startswith("+")]
+    anchor = lines[0][1:]
+    file = folder / "connectors" / "registry.py"
+    text = file.read_text(encoding="utf-8")
+    assert text.count(f"{anchor}\n") == 1
+    file.write_text(text.replace(f"{anchor}\n", f"{anchor}\n{added}\n"), encoding="utf-8")
+
+
+def test_a_newcomer_comes_from_nothing_to_a_green_suite_by_editing_one_existing_line(checkout: Path) -> None:
+    """The page is executed; afterwards one file of code differs, by one added line; a bug put in then is caught."""
+    before = contents(checkout)
+
+    for kind, what in steps():
+        if kind == "edit":
+            edit(what, checkout)
+            continue
+        ran = run(what, checkout)
+        assert ran.returncode == 0, f"{what}\n{ran.stdout}\n{ran.stderr}"
+    assert [kind for kind, _ in steps()] == ["run", "edit", "run", "run", "run"]
+
+    after = contents(checkout)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"connectors/registry.py", "connectors/README.md"}
+    gone, added = (
+        [line for line in one["connectors/registry.py"] if line not in other["connectors/registry.py"]]
+        for one, other in ((before, after), (after, before))
+    )
+    assert (gone, len(added)) == ([], 1)
+    assert set(after) - set(before) == {
+        "connectors/toy.py",
+        "connectors/toy.md",
+        "deploy/emulators/toy.py",
+        "tests/connectors/test_toy.py",
+    }
+    assert not any("lantern" in line.casefold() for name in set(after) - set(before) for line in after[name])
+    ruff = Path(sys.executable).with_name("ruff")
+    checked = subprocess.run(
+        [ruff, "check", "--no-cache", *sorted(name for name in set(after) - set(before) if name.endswith(".py"))],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+    )
+    assert checked.returncode == 0, checked.stdout
+
+    module = checkout / "connectors" / "toy.py"
+    text = module.read_text(encoding="utf-8")
+    assert text.count("for email, name in asked.items():") == 1
+    module.write_text(text.replace("for email, name in asked.items():", "for email, name in ():"), encoding="utf-8")
+    broken = run("provgate connector test toy --json", checkout)
+    (trial,) = json.loads(broken.stdout)["trials"]
+    verdicts = {verdict["promise"]: verdict["verdict"] for verdict in trial["verdicts"]}
+    assert broken.returncode == 1
+    assert list(verdicts) == list(PROMISES)
+    assert verdicts["existing_account"] == "broken"
+
+
+def test_a_package_of_its_own_edits_nothing_that_exists(tmp_path: Path) -> None:
+    """Two entry points make the connector and its trial known; the package is installed as its own metadata say."""
+    package = tmp_path / "package"
+
+    made = run(f"provgate connector new toy_shop --folder {package}", ROOT)
+    assert made.returncode == 0, made.stderr
+    project = (package / "pyproject.toml").read_text(encoding="utf-8")
+    points = re.findall(r'\[project\.entry-points\."([\w.]+)"\]\n(\w+) = "([\w.:]+)"', project)
+    metadata = package / "provgate_toy_shop-0.1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: provgate-toy-shop\nVersion: 0.1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        "".join(f"[{group}]\n{name} = {place}\n" for group, name, place in points)
+    )
+
+    tried = run("provgate connector test toy_shop --json", ROOT, package)
+
+    assert tried.returncode == 0, f"{tried.stdout}\n{tried.stderr}"
+    (trial,) = json.loads(tried.stdout)["trials"]
+    assert trial["trial"] == "ToyShopTrial"
+    assert {verdict["verdict"] for verdict in trial["verdicts"]} == {"kept"}
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("Toy", "small letters"),
+        ("7toys", "small letters"),
+        ("class", "small letters"),
+        ("../toy", "small letters"),
+        ("talkdesk", "already"),
+    ],
+)
+def test_a_name_that_cannot_be_used_writes_nothing(tmp_path: Path, name: str, why: str) -> None:
+    """The message says what a name must be; nothing is overwritten."""
+    with pytest.raises(ConfigurationError, match=why):
+        command.new(name, folder=tmp_path / "package")
+
+    assert not (tmp_path / "package").exists()
+
+
+def test_a_file_that_exists_is_never_overwritten(tmp_path: Path) -> None:
+    """All or nothing: one file in the way, and none is written."""
+    (tmp_path / "README.md").write_text("mine")
+
+    with pytest.raises(ConfigurationError, match=r"README\.md exists already"):
+        command.new("toy", folder=tmp_path)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_the_page_names_every_promise_in_its_own_words() -> None:
+    """The table of the page is what the suite says."""
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", section("What every connector promises"), re.MULTILINE)
+
+    assert dict(rows) == {name: promise.says for name, promise in PROMISES.items()}
