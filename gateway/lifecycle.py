@@ -47,6 +47,9 @@ PROBE_MAX_S = 60.0
 AUTH_PROBE_FIRST_S = 60.0
 AUTH_PROBE_MAX_S = 900.0
 DEAD_STATES = frozenset({State.DEAD, State.REJECTED, State.DETACHED})
+ON_MEMBER = "member "
+ON_MANAGER = "manager "
+"""What a settled wish waits for here, before its id; what a connector waits for is named by the connector."""
 APPROVAL = "approval"
 """What a wish waits for that a safety brake holds."""
 
@@ -407,6 +410,8 @@ def dispatch(row: Row, now: float, others: Others, connector: str) -> list[Effec
             referred = _referred(row, manager, others)
             if manager is None or referred is None or referred.account_id is None:
                 return _rest_of_manager(row, manager, referred, now)
+        if row.blocked_on is not None and row.blocked_on.startswith((ON_MEMBER, ON_MANAGER)):
+            row.attempt = 0  # that was waiting, not failing: a failure now is the first
     wish = _current_wish(row)
     if not row.deleted:
         holders = others.holders(row, row.identities)
@@ -437,7 +442,7 @@ def _rest_of_members(row: Row, steps: MemberSteps, now: float) -> list[Effect] |
     """Nothing more can be sent for this group now: it is done, or waits for a member's account."""
     if steps.waiting_for is None:
         return _finish(row)
-    _wait_for_neighbour(row, f"member {steps.waiting_for}", now, _member_reason(steps.waiting_for))
+    _wait_for_neighbour(row, f"{ON_MEMBER}{steps.waiting_for}", now, _member_reason(steps.waiting_for))
     return None
 
 
@@ -459,7 +464,7 @@ def _rest_of_manager(row: Row, manager: str | None, referred: Referred | None, n
             *_finish(row),
             Issue("manager_gone", f"applied without the manager {manager}, who is not a user here any more"),
         ]
-    _wait_for_neighbour(row, f"manager {manager}", now, _manager_reason(manager))
+    _wait_for_neighbour(row, f"{ON_MANAGER}{manager}", now, _manager_reason(manager))
     return None
 
 

@@ -281,6 +281,9 @@ async def test_what_was_waited_for_is_not_forgotten_when_its_delivery_fails(
     office.bus.messages = mine if how == "refused for now" else []
     office.shelf.away = True
     await office.work()
+    if how == "refused for now":
+        row = await office.row(waiting)
+        assert (row.state, row.attempt) == (State.RETRYING, 1), "having waited makes no failure worse"
     office.shelf.away = False
     for _ in range(9):
         await office.later(60)
