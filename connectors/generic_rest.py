@@ -22,9 +22,12 @@ from connectors.contract import (
     Endpoint,
     Finding,
     Found,
+    Held,
     Identity,
+    Imagined,
     VendorHttp,
     VendorResponse,
+    Write,
 )
 from connectors.declared import (
     FIELDS_MAX,
@@ -838,6 +841,42 @@ remedy = "Buy a seat or free one."
                 {"account_id": self._id(held, "listed an account"), "identities": tuple(names), "active": not off}
             )
         return page, following or None
+
+    async def imagine(self, write: Write, made_id: str, held: Held, ctx: Delivery | None) -> Imagined | None:
+        """For rehearsals: the declared status, and the account where a create's answer is declared to show it."""
+        for name, method in METHODS.items():
+            call: Call | None = getattr(self.settings.endpoints, name)
+            if call is None or call.path != write.path:
+                continue
+            if name == "update" and self.settings.update == "replace":
+                method = "PUT"
+            if (call.method or method) != write.method:
+                continue
+            status = next((one for one in call.expect if one < 300), 201 if name == "create" else 200)
+            if name == "delete":
+                return Imagined(status) if call.expect else None
+            read = self.settings.endpoints.read
+            account_id = made_id if name == "create" else write.parts["id"]
+            made: dict[str, Any] = {}
+            if name != "create" and read is not None:
+                known = at(held(read.path, {"id": account_id}), read.item)
+                made = dict(known) if isinstance(known, Mapping) else {}
+            states = self.settings.active
+            if name in ("activate", "deactivate") and states is not None and states.field:
+                put(made, states.field, states.on if name == "activate" else states.off)
+            elif name not in ("activate", "deactivate"):
+                sent = (at(write.body, call.wrap) if call.wrap else write.body) or {}
+                made = {**made, **sent}
+            put(made, self.settings.id, account_id)
+            answer: dict[str, Any] = {}
+            shown: dict[str, Any] = {}
+            if call.item:
+                put(answer, call.item, made)
+            if read is not None and read.item:
+                put(shown, read.item, made)
+            there = ((read.path, {"id": account_id}, shown or made),) if read is not None else ()
+            return Imagined(status, answer or made, held=there)
+        return None
 
     # Values -----------------------------------------------------------------------------------------------------------
 

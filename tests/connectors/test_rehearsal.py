@@ -26,6 +26,7 @@ from deploy.emulators.telemessage import TelemessageEmulator
 from schemas.errors import ConnectorBug, Gone, NormalizationError, Rejected
 from schemas.events import Outcome, ProvisioningEvent
 from schemas.states import Change, Result
+from tests.connectors import test_generic_rest as generic
 from workers.delivery import deliver
 
 TOKEN = "token-of-the-rehearsal-tests"
@@ -386,3 +387,22 @@ async def test_what_is_kept_of_a_call_is_masked_and_cut(tmp_path: Path) -> None:
         assert '"roles":["agent","manager"]' in step.sent
         assert "ada@contoso" not in step.sent
         assert len(step.sent) <= 2_000
+
+
+async def test_a_declared_product_is_rehearsed_by_its_declaration(tmp_path: Path) -> None:
+    """The generic connector: status, place of the account and its id come from the target's own settings."""
+    token = tmp_path / "rest.token"
+    token.write_text(generic.TOKEN, encoding="utf-8")
+    token.chmod(0o600)
+    emulator = generic.RestServiceEmulator()
+    async with running(emulator) as url, generic.connected(url, token) as real:
+        dry = rehearsing_connector(type(real), real.settings, real.http)
+        account = generic.wish(real)
+        with rehearsing(Rehearsal()) as rehearsal:
+            account_id = await dry.create(account, Delivery())
+            await dry.update(account_id, generic.wish(real, active=False), Delivery())
+            await dry.delete(account_id, Delivery())
+
+    assert account_id.startswith(MADE_ID)
+    assert [call.method for call in rehearsal.calls] == ["POST", "PATCH", "DELETE"]
+    assert emulator.journal.effects() == []
