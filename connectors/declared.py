@@ -18,7 +18,7 @@ from msgspec import UNSET, Meta, Struct
 from connectors.contract import Auth
 from connectors.http import Basic, Bearer, ClientCredentials, address_problem
 from schemas.config import Mistakes, Secret
-from schemas.resources import ENTERPRISE_SCHEMA, USER_SCHEMA, Address, Enterprise, Name, User
+from schemas.resources import ENTERPRISE_SCHEMA, USER_SCHEMA, Address, Enterprise, Manager, Name, User
 from schemas.specs import RateLimit
 
 FIELDS_MAX = 200
@@ -56,7 +56,9 @@ KNOWN_PATHS: tuple[str, ...] = (
     *(f'addresses[type eq "{kind}"].{part}' for kind in ("work", "home", "other") for part in ADDRESS_PARTS),
     *(f"{ENTERPRISE_SCHEMA}:{name}" for name in ENTERPRISE_NAMES),
 )
-"""Every path that can be named besides those of further extensions. `manager` is none: its value is an id of this gateway."""
+"""Every path that can be named besides those of further extensions, and MANAGER."""
+MANAGER = f"{ENTERPRISE_SCHEMA}:manager"
+"""Arrives as an id of this gateway, and leaves as the product's own (`Delivery.resolve`)."""
 
 _PATH = re.compile(
     r"(?:(?P<urn>urn:[A-Za-z0-9][A-Za-z0-9.:_-]*):)?(?P<name>[A-Za-z$][\w$-]*)"
@@ -91,8 +93,8 @@ def path_problem(path: str) -> str:
     Types of e-mail addresses, numbers and postal addresses are free; so are names of extensions but the enterprise one.
     """
     parts = taken_apart(path)
-    if parts is not None and (parts.name, parts.urn) in (("manager", ""), ("manager", ENTERPRISE_SCHEMA)):
-        return "cannot be sent: its value is an id of this gateway, which the product does not know"
+    if path == MANAGER:
+        return ""
     if parts is not None and parts.urn and parts.urn != ENTERPRISE_SCHEMA:
         return "" if not parts.type and not parts.sub else "must be an attribute of the extension as a whole"
     if path in KNOWN_PATHS:
@@ -101,7 +103,7 @@ def path_problem(path: str) -> str:
         subs = {"emails": ("value",), "phoneNumbers": ("value",), "addresses": ADDRESS_PARTS}.get(parts.name, ())
         if parts.sub in subs:
             return ""
-    return f"is not a SCIM attribute of users{did_you_mean(path, KNOWN_PATHS)}"
+    return f"is not a SCIM attribute of users{did_you_mean(path, (*KNOWN_PATHS, MANAGER))}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -120,7 +122,8 @@ def read(user: User, path: str) -> Any:
     if parts is None:
         return UNSET
     if parts.urn == ENTERPRISE_SCHEMA:
-        return _of_struct(user.enterprise, parts.name)
+        held = _of_struct(user.enterprise, parts.name)
+        return held.value if isinstance(held, Manager) else held
     if parts.urn:
         return _of_extension(user, parts)
     if parts.type:

@@ -12,13 +12,14 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
-from msgspec import UNSET, Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from connectors.contract import (
     Connector,
     Delivery,
     Directory,
     Endpoint,
+    Expected,
     Finding,
     Found,
     Identity,
@@ -27,6 +28,7 @@ from connectors.contract import (
 )
 from connectors.declared import (
     FIELDS_MAX,
+    MANAGER,
     TITLE_CHARS_MAX,
     CallRate,
     ScimPath,
@@ -198,12 +200,14 @@ class Account(Struct, frozen=True, kw_only=True):
         user_name: its name there.
         values: the product's path -> value; None where Entra cleared it. What nobody mentioned is not among them.
         active: what `active` means for a new account.
+        manager: the manager's id at this gateway; None when there shall be none, UNSET when nobody says.
     """
 
     user_name: str
     values: dict[str, Any]
     active: bool
     external_id: str = ""
+    manager: str | UnsetType | None = UNSET
 
 
 class GenericScim(Connector[Settings, Account]):
@@ -227,7 +231,7 @@ class GenericScim(Connector[Settings, Account]):
         capabilities=("groups", "list_accounts"),
         pitfalls=(
             "The table shows the default; attributes, add, omit and rename say what a target really sends; /Schemas shows it.",
-            "manager is never sent: its value is an id of this gateway, which the product does not know.",
+            "The manager is sent where add names it; a user whose manager has no account there yet is sent again later.",
             'filter = "scan" reads all users for every look-up; use it only where the product\'s filters do not work.',
             "Where user_name is not a plain attribute, add externalId to match: accounts of earlier names are found by it.",
             "Run provgate check after every change: it compares these settings with what the product says of itself.",
@@ -304,8 +308,12 @@ on_delete = "deactivate"
         """Every attribute that is sent, under the product's path. Raises NormalizationError `missing` or `bad_value`."""
         settings = self.settings
         values: dict[str, Any] = {}
+        manager: str | UnsetType | None = UNSET
         for path in settings.supplied():
             value = _plain(path, read(user, path))
+            if path == MANAGER:
+                manager = value
+                continue
             if value is not UNSET:
                 values[settings.there(path)] = value
         user_name = _plain(settings.user_name, read(user, settings.user_name))
@@ -325,7 +333,9 @@ on_delete = "deactivate"
                 attribute="active",
             )
         external_id = text(user.external_id).strip() if "externalId" in settings.supplied() else ""
-        return Account(user_name=user_name, values=values, active=user.is_active, external_id=external_id)
+        return Account(
+            user_name=user_name, values=values, active=user.is_active, external_id=external_id, manager=manager
+        )
 
     def account_keys(self, account: Account) -> tuple[str, ...]:
         """The name it has there."""
@@ -387,7 +397,7 @@ on_delete = "deactivate"
 
     async def create(self, account: Account, ctx: Delivery) -> str:
         """POST; a name that is taken after all is looked up next."""
-        values = {path: value for path, value in account.values.items() if value not in (None, [])}
+        values = {path: value for path, value in self._values(account, ctx).items() if value not in (None, [])}
         if "active" in self.settings.supplied():
             values.setdefault(self.settings.there("active"), account.active)
         answer = await self.scim.create(self._resource({}, values), ctx, kind=self._users, expect=(409,))
@@ -404,7 +414,8 @@ on_delete = "deactivate"
     async def update(self, account_id: str, account: Account, ctx: Delivery) -> None:
         """Read, compare, and write what differs: as PATCH, or merged into what is held as PUT (A4)."""
         held = await self.scim.read(account_id, ctx, kind=self._users)
-        changed = {path: value for path, value in account.values.items() if not _same(_held(held, path), value)}
+        values = self._values(account, ctx)
+        changed = {path: value for path, value in values.items() if not _same(_held(held, path), value)}
         if not changed:
             return
         answer = await self._written(self._users, account_id, held, changed, ctx)
@@ -450,9 +461,33 @@ on_delete = "deactivate"
             names = [identity(_identity_paths(self.settings)[0], str(_held(held, name) or ""))]
             if external_id := _held(held, self.settings.there("externalId")):
                 names.append(identity("externalId", str(external_id)))
-            active = not _same(_held(held, self.settings.there("active")), False)
-            page.append({"account_id": self._id(held, "user"), "identities": tuple(names), "active": active})
+            page.append(
+                {
+                    "account_id": self._id(held, "user"),
+                    "identities": tuple(names),
+                    "active": not _same(_held(held, self.settings.there("active")), False),
+                    "owner": str(external_id or ""),
+                    "values": {
+                        path: _comparable(path, _held(held, self.settings.there(path))) for path in self._compared()
+                    },
+                }
+            )
         return page, following or None
+
+    def expected(self, account: Account) -> Expected:
+        """Every attribute that is sent but `active` and the manager; an account of another externalId is somebody else's."""
+        own = [identity(_identity_paths(self.settings)[0], account.user_name)]
+        if account.external_id and "externalId" in self.settings.match:
+            own.append(identity("externalId", account.external_id))
+        there = {path: self.settings.there(path) for path in self._compared()}
+        values = {
+            path: _comparable(path, account.values[name]) for path, name in there.items() if name in account.values
+        }
+        owner = account.external_id if self.settings.foreign == "refuse" else ""
+        return Expected(identities=tuple(own), owner=owner, values=values)
+
+    def _compared(self) -> tuple[str, ...]:
+        return tuple(path for path in self.settings.supplied() if path not in ("active", MANAGER))
 
     # Groups -----------------------------------------------------------------------------------------------------------
 
@@ -616,6 +651,16 @@ on_delete = "deactivate"
         return findings
 
     # Writing ----------------------------------------------------------------------------------------------------------
+
+    def _values(self, account: Account, ctx: Delivery) -> dict[str, Any]:
+        """What is sent, the manager by the product's id; one without an account there is left out and waited for."""
+        if account.manager is UNSET:
+            return account.values
+        there = self.settings.there(MANAGER)
+        if account.manager is None:
+            return {**account.values, there: None}
+        resolved = ctx.resolve(account.manager)
+        return account.values if resolved is None else {**account.values, there: {"value": resolved}}
 
     async def _patches(self, ctx: Delivery) -> bool:
         """Whether PATCH is used: as set, or as the product says; one that says nothing is tried."""
@@ -922,6 +967,15 @@ def _plain(path: str, value: Any) -> Any:
     return value
 
 
+def _comparable(path: str, value: Any) -> Any:
+    """A value in the form in which lists and wishes are compared."""
+    if isinstance(value, list):
+        return sorted(texts(value)) or None
+    if isinstance(value, str):
+        return (value.casefold() if path in ("userName", "externalId") else value) or None
+    return value
+
+
 def _missing(path: str, title: str) -> NormalizationError:
     return NormalizationError(
         f"{path} is required by {title} and is blank or not mapped. Map it and fill it in Entra.",
@@ -1035,6 +1089,8 @@ def _same(held: Any, wanted: Any) -> bool:
     """Whether a product holds a value already; texts for booleans count, no value and an empty one are the same."""
     if isinstance(wanted, bool):
         return held is wanted or (isinstance(held, str) and held.strip().casefold() == str(wanted).casefold())
+    if isinstance(wanted, dict):  # a reference; products add a name and an address to it
+        return isinstance(held, dict) and held.get("value") == wanted.get("value")
     if isinstance(wanted, list) or isinstance(held, list):
         return sorted(texts(held)) == sorted(texts(wanted))
     empty = (None, "")

@@ -54,6 +54,7 @@ USER = Resource(
         Attribute("roles", "roles", "values"),
         Attribute(f"{ENTERPRISE}:employeeNumber", "employee_number"),
         Attribute(f"{ENTERPRISE}:department", "department"),
+        Attribute(f"{ENTERPRISE}:manager", "manager", "reference"),
         Attribute(f"{EXTENSION}:queue", "queue"),
     ),
     indexes=(BY_NAME, BY_EXTERNAL_ID),

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors import registry
-from connectors.contract import Delivery, ListsAccounts, PutsGroups
-from connectors.declared import KNOWN_PATHS, path_problem, read
+from connectors.contract import ComparesAccounts, Delivery, ListsAccounts, PutsGroups
+from connectors.declared import KNOWN_PATHS, MANAGER, path_problem, read
 from connectors.generic_scim import Account, GenericScim
 from deploy.emulators.bobs_business import BobsBusinessEmulator
 from deploy.emulators.harness import running
@@ -336,7 +336,8 @@ def test_every_known_path_can_be_read_and_named() -> None:
     )
     assert read(user, FAX) is msgspec.UNSET
     assert "did you mean name.familyName?" in path_problem("name.familynam")
-    assert "id of this gateway" in path_problem("manager")
+    assert path_problem(MANAGER) == ""
+    assert "is not a SCIM attribute" in path_problem("manager")
 
 
 def test_all_mistakes_of_the_settings_are_reported_at_once() -> None:
@@ -650,6 +651,45 @@ async def test_a_product_that_ignores_the_start_index_ends_after_its_first_page(
     async with connected(url, token, filter="scan") as connector:
         assert await connector.find(None, ["userName:nobody@contoso.example"], Delivery()) == []
     assert len(product.recorded()) == 2
+
+
+@pytest.mark.parametrize("update", ["patch", "put"])
+async def test_a_manager_is_sent_by_the_products_id_once_there_is_one(emulator: Any, token: Path, update: str) -> None:
+    """Rule W: everything else is applied at once; the reference follows when the manager has an account, and can be cleared."""
+    product, url = emulator
+    (boss,) = product.seed({"users": [{"userName": "boss@contoso.example"}]})["ids"]
+    async with connected(url, token, add=[MANAGER], update=update) as connector:
+        account = wish(connector, **{ENTERPRISE_SCHEMA: {"manager": {"value": "r-boss"}}})
+        waiting = Delivery()
+        account_id = await connector.create(account, waiting)
+        assert (product.state()["users"][account_id]["manager"], waiting.unresolved) == (None, ["r-boss"])
+        for _ in range(2):
+            await connector.update(account_id, account, Delivery(accounts={"r-boss": boss}))
+            assert product.state()["users"][account_id]["manager"] == boss
+        assert writes(product) == ["create", "update"]
+        cleared = wish(connector, **{ENTERPRISE_SCHEMA: {"manager": None}})
+        await connector.update(account_id, cleared, Delivery())
+        assert product.state()["users"][account_id]["manager"] is None
+
+
+async def test_the_list_shows_what_is_compared(emulator: Any, token: Path) -> None:
+    """Drift is seen without a read per user: as wished nothing differs, and a change by hand shows at its path."""
+    product, url = emulator
+    product.set(booleans="text")
+    async with connected(url, token, booleans="text", rename={"displayName": "nickName"}) as connector:
+        assert isinstance(connector, ComparesAccounts)
+        account = wish(connector, title=None)
+        await connector.create(account, Delivery())
+        expected = connector.expected(account)
+        ((listed,), _) = await connector.list_accounts(None)
+        assert set(expected.identities) <= set(listed["identities"])
+        assert (expected.owner, listed["owner"], listed["active"]) == (OBJECT_ID, OBJECT_ID, True)
+        assert {path: listed["values"][path] for path in expected.values} == expected.values
+        (held,) = users(product)
+        product.control("by_hand", [("users", held["id"], {**held, "nickName": "x", "title": "y"})])
+        ((listed,), _) = await connector.list_accounts(None)
+    differing = {path for path, value in expected.values.items() if listed["values"][path] != value}
+    assert differing == {"displayName", "title"}
 
 
 async def test_talkdesk_is_served_without_its_connector(tmp_path: Path) -> None:
