@@ -22,6 +22,7 @@ from gateway.store import Reader, Store
 from gateway.tables import RESOURCE
 from schemas.states import State
 from tests.gateway.scim_listener import BETA, Answer, GroupShelf, Listener, listening
+from tests.gateway.test_store import postgres, postgres_url  # noqa: F401 - fixtures
 
 MANY = 100_000
 UNRESERVED = re.compile(r"[A-Za-z0-9\-._~]+\Z")
@@ -323,3 +324,40 @@ async def test_the_last_page_of_100_000_costs_what_the_first_does(crowd: Path) -
     for plan in found["plans"].values():
         assert "ix_resource_listing" in plan, plan
         assert "TEMP B-TREE" not in plan, plan
+
+
+# ---- the other engine
+
+
+@pytest.mark.postgres
+async def test_postgresql_pages_and_remembers_the_same(tmp_path: Path, postgres: str) -> None:  # noqa: F811 - fixture
+    """One class serves both engines: cursors, versions of groups, bulk requests and completions there."""
+    store = Store.open(postgres)
+    try:
+        async with listening(tmp_path, shelf=GroupShelf(), store=store) as scim:
+            names = await seven(scim)
+            assert await whole(scim, "/Users", "&count=3") == [names[:3], names[3:6], names[6:]]
+            scanned = await whole(scim, "/Users", "&count=2&filter=title+eq+%22Clerk%22")
+            assert list(itertools.chain(*scanned)) == names[::2]
+            last = await scim.get("/Users?cursor&count=5")
+            last = await scim.get(f"/Users?cursor={last.body['nextCursor']}")
+            assert listed(await scim.get(f"/Users?cursor={last.body['previousCursor']}")) == names[:5]
+
+            user = {"method": "POST", "path": "/Users", "bulkId": "u", "data": {"userName": "bulk@contoso.example"}}
+            data = {"displayName": "Crew", "members": [{"value": "bulkId:u"}]}
+            group = {"method": "POST", "path": "/Groups", "bulkId": "g", "data": data}
+            made = (await scim.post("/Bulk", {"Operations": [group, user]})).body["Operations"]
+            assert [result["status"] for result in made] == ["201", "201"]
+            groups = await whole(scim, "/Groups", f"&filter=members+eq+%22{made[1]['location'].rpartition('/')[2]}%22")
+            assert groups == [["Crew"]]
+
+            before = (await scim.get("/Groups")).body["Resources"][0]
+            user_path = "/Users/" + made[1]["location"].rpartition("/")[2]
+            gone = await scim.send("DELETE", user_path, headers={"Prefer": "respond-async"})
+            assert gone.status == 202
+            assert (await scim.get(f"/Events/{gone.headers['set-txn']}")).status in (200, 202)
+            after = (await scim.get("/Groups")).body["Resources"][0]
+            assert before["meta"]["version"] != after["meta"]["version"]
+            assert "members" not in after
+    finally:
+        await store.close()
