@@ -13,13 +13,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
-from msgspec import UNSET, Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from connectors.contract import (
     Connector,
     Delivery,
     Directory,
     Endpoint,
+    Expected,
     Finding,
     Found,
     Held,
@@ -31,6 +32,7 @@ from connectors.contract import (
 )
 from connectors.declared import (
     FIELDS_MAX,
+    MANAGER,
     TITLE_CHARS_MAX,
     CallRate,
     SignIn,
@@ -454,6 +456,10 @@ class Settings(Struct, frozen=True, kw_only=True):
                 continue
             if problem := path_problem(path):
                 found.append((here, problem))
+            if path == MANAGER and (
+                binding.required or binding.transforms or binding.values or binding.write == "create"
+            ):
+                found.append((here, "is an id of the product; only field and cleared can be said of it"))
             if path == "roles" and binding.many == "one" and not binding.values:
                 found.append((f"{here}.many", 'users may have several roles: "list", "joined", or values for one'))
             where = place(binding.field)
@@ -472,7 +478,9 @@ class Settings(Struct, frozen=True, kw_only=True):
         for path, lookup in self.identity.items():
             here = f"identity.{path}"
             binding = self.attributes.get(path)
-            if binding is None:
+            if path == MANAGER:
+                found.append((here, "is another account's id, so nobody can be found by it"))
+            elif binding is None:
                 found.append((here, f"is not among attributes{did_you_mean(path, self.attributes)}"))
             elif binding.many != "one":
                 found.append((here, "has several values, so nobody can be found by it"))
@@ -516,6 +524,7 @@ class Account(Struct, frozen=True, kw_only=True):
         fixed: SCIM path -> value of fields that are never changed afterwards.
         keys: SCIM path of `identity` -> the product's value.
         active: whether the user shall be switched on; None when Entra does not say.
+        manager: the manager's id at this gateway; None when there shall be none, UNSET when nobody says.
     """
 
     fields: dict[str, Any]
@@ -524,6 +533,7 @@ class Account(Struct, frozen=True, kw_only=True):
     keys: dict[str, str]
     active: bool | None
     external_id: str = ""
+    manager: str | UnsetType | None = UNSET
 
 
 class GenericRest(Connector[Settings, Account]):
@@ -548,7 +558,7 @@ class GenericRest(Connector[Settings, Account]):
             "Without endpoints.read every update sends all declared fields, and cannot tell what differs.",
             "scan = true reads all accounts for every look-up; use it only where the product finds nobody by a parameter.",
             "An attribute of identity that is not a plain one (userName, externalId, …) is not kept in order by the gateway.",
-            "manager cannot be declared: its value is an id of this gateway, which the product does not know.",
+            "The manager's field gets the product's own id; a user whose manager has no account there yet is sent again later.",
             "Without the table active a user that is switched off in Entra is refused, never silently left on.",
         ),
     )
@@ -674,7 +684,11 @@ remedy = "Buy a seat or free one."
         creating: dict[str, Any] = {}
         fixed: dict[str, Any] = {}
         keys: dict[str, str] = {}
+        manager: str | UnsetType | None = UNSET
         for path, binding in settings.attributes.items():
+            if path == MANAGER:
+                manager = read(user, path)
+                continue
             value = self._bound(path, binding, read(user, path))
             if value is UNSET and binding.default is not None:
                 creating[binding.field] = binding.default
@@ -706,6 +720,7 @@ remedy = "Buy a seat or free one."
             keys=keys,
             active=active,
             external_id=_text(external_id) if external_id is not None else "",
+            manager=manager,
         )
 
     def account_keys(self, account: Account) -> tuple[str, ...]:
@@ -776,7 +791,7 @@ remedy = "Buy a seat or free one."
         """Make the account, then switch it as wished where that takes a call of its own."""
         states = self.settings.active
         fixed = {self.settings.attributes[path].field: value for path, value in account.fixed.items()}
-        fields = {**account.creating, **fixed, **account.fields}
+        fields = {**account.creating, **fixed, **self._fields(account, ctx)}
         wanted = account.active is not False
         if states is not None and states.way == "field":
             fields[states.field] = states.on if wanted else states.off
@@ -798,7 +813,7 @@ remedy = "Buy a seat or free one."
         self._compare_fixed(held, account, ctx)
         by_calls = states is not None and states.way == "calls"
         switch = self._switch_needed(held, account.active) if by_calls else None
-        fields = dict(account.fields)
+        fields = self._fields(account, ctx)
         if states is not None and states.way == "field" and account.active is not None:
             fields[states.field] = states.on if account.active else states.off
         if switch is False:
@@ -837,10 +852,37 @@ remedy = "Buy a seat or free one."
                 if (value := at(held, self.settings.attributes[path].field)) not in (None, "")
             ]
             off = states is not None and bool(states.field) and _equal(at(held, states.field), states.off)
+            external = self.settings.attributes.get("externalId")
             page.append(
-                {"account_id": self._id(held, "listed an account"), "identities": tuple(names), "active": not off}
+                {
+                    "account_id": self._id(held, "listed an account"),
+                    "identities": tuple(names),
+                    "active": not off,
+                    "owner": _text(at(held, external.field) or "") if external is not None else "",
+                    "values": {
+                        path: _comparable(at(held, binding.field), exact=path not in self.settings.identity)
+                        for path, binding in self._compared().items()
+                        if _has(held, binding.field)
+                    },
+                }
             )
         return page, following or None
+
+    def expected(self, account: Account) -> Expected:
+        """Every declared attribute in the product's form, but the manager; lists may show fewer fields than accounts have."""
+        values = {}
+        for path, binding in self._compared().items():
+            value = account.fixed.get(path, account.fields.get(binding.field, UNSET))
+            if value is not UNSET:
+                values[path] = _comparable(value, exact=path not in self.settings.identity)
+        return Expected(
+            identities=tuple(identity(path, key) for path, key in account.keys.items()),
+            owner=account.external_id if self.settings.foreign == "refuse" else "",
+            values=values,
+        )
+
+    def _compared(self) -> dict[str, Binding]:
+        return {path: binding for path, binding in self.settings.attributes.items() if path != MANAGER}
 
     async def imagine(self, write: Write, made_id: str, held: Held, ctx: Delivery | None) -> Imagined | None:
         """For rehearsals: the declared status, and the account where a create's answer is declared to show it."""
@@ -1244,6 +1286,17 @@ remedy = "Buy a seat or free one."
             raise Unavailable(f"{self.title} answered read without an account", code="malformed")
         return held
 
+    def _fields(self, account: Account, ctx: Delivery) -> dict[str, Any]:
+        """What is sent, the manager by the product's id; one without an account there is left out and waited for."""
+        if account.manager is UNSET:
+            return dict(account.fields)
+        binding = self.settings.attributes[MANAGER]
+        resolved = ctx.resolve(account.manager) if account.manager else None
+        if account.manager and resolved is None:
+            return dict(account.fields)
+        value = resolved if account.manager else _cleared(binding)
+        return {**account.fields, **({} if value is UNSET else {binding.field: value})}
+
     def _compare_fixed(self, held: Mapping[str, Any] | None, account: Account, ctx: Delivery) -> None:
         """Fields that never change: a new name there is refused, anything else is told."""
         for path, value in account.fixed.items():
@@ -1421,6 +1474,15 @@ def _same(held: Any, wanted: Any) -> bool:
     if isinstance(wanted, list):
         return isinstance(held, list) and sorted(map(_text, held)) == sorted(map(_text, wanted))
     return not isinstance(held, (dict, list)) and _text(held) == _text(wanted)
+
+
+def _comparable(value: Any, *, exact: bool) -> Any:
+    """A value in the form in which lists and wishes are compared."""
+    if isinstance(value, list):
+        return sorted(_text(one) for one in value if not isinstance(one, (dict, list))) or None
+    if value in (None, "") or isinstance(value, dict):
+        return None
+    return _text(value) if exact else _text(value).casefold()
 
 
 def _cleared(binding: Binding) -> Any:

@@ -42,6 +42,7 @@ FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "status": str,
     "source": (str, type(None)),
     "note": (str, type(None)),
+    "manager_id": (str, type(None)),
 }
 NAME_FIELDS = {"first": (str, type(None)), "last": (str, type(None))}
 CONTACT_FIELDS = {"email": (str, type(None)), "mobile": (str, type(None)), "pager": (str, type(None))}
@@ -56,6 +57,7 @@ BLANK: Mapping[str, Any] = {
     "status": "enabled",
     "source": None,
     "note": None,
+    "manager_id": None,
 }
 Quirk = Literal[
     "shallow", "success_false", "ignores_filter", "switches_on", "ignores_status", "repeats_page", "bare_list"

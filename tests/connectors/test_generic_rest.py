@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors import registry
-from connectors.contract import Delivery, ListsAccounts, PutsGroups
+from connectors.contract import ComparesAccounts, Delivery, ListsAccounts, PutsGroups
+from connectors.declared import MANAGER
 from connectors.generic_rest import Account, GenericRest, at, place, put
 from connectors.transforms import transformed
 from deploy.emulators.harness import running
@@ -578,6 +579,7 @@ def test_what_is_put_at_a_pointer_is_read_there(parts: list[str], value: int) ->
         ),
         (bound("title", region="GB"), "settings.attributes.title.region: means nothing"),
         (bound("roles", field="note"), "settings.attributes.roles.many: users may have several roles"),
+        (bound(MANAGER, transforms=["lower"]), f"settings.attributes.{MANAGER}: is an id of the product"),
         ({"errors": [{"means": "conflict"}]}, "settings.errors[0].status: missing"),
         (
             {"errors": [*RULES, {"means": "conflikt", "status": [409]}]},
@@ -724,6 +726,46 @@ async def test_defaults_are_for_new_accounts_and_fixed_fields_never_change(emula
         document = {k: v for k, v in a_document(userName="c@contoso.example").items() if k != "userType"}
         await connector.create(connector.normalize(User.from_document(document), Names()), Delivery())
     assert [user["plan"] for user in users(product)] == ["full", "basic"]
+
+
+async def test_a_manager_is_sent_by_the_products_id_once_there_is_one(emulator: Any, token: Path) -> None:
+    """Rule W: everything else is applied at once; the reference follows when the manager has an account, and can be cleared."""
+    product, url = emulator
+    (boss,) = product.seed({"users": [{"login": "boss@contoso.example"}]})["ids"]
+    async with connected(url, token, attributes={**ATTRIBUTES, MANAGER: {"field": "manager_id"}}) as connector:
+        account = wish(connector, **{ENTERPRISE_SCHEMA: {"manager": {"value": "r-boss"}}})
+        waiting = Delivery()
+        account_id = await connector.create(account, waiting)
+        assert (product.state()["users"][account_id]["manager_id"], waiting.unresolved) == (None, ["r-boss"])
+        for _ in range(2):
+            await connector.update(account_id, account, Delivery(accounts={"r-boss": boss}))
+            assert product.state()["users"][account_id]["manager_id"] == boss
+        assert writes(product) == ["create", "update"]
+        await connector.update(account_id, wish(connector, **{ENTERPRISE_SCHEMA: {"manager": None}}), Delivery())
+        assert product.state()["users"][account_id]["manager_id"] is None
+
+
+async def test_the_list_shows_what_is_compared(emulator: Any, token: Path) -> None:
+    """Drift is seen without a read per user: as wished nothing differs, and a change by hand shows at its path."""
+    product, url = emulator
+    async with connected(url, token) as connector:
+        assert isinstance(connector, ComparesAccounts)
+        account = wish(connector, name={"givenName": "Ada", "familyName": None})
+        await connector.create(account, Delivery())
+        expected = connector.expected(account)
+        ((listed,), _) = await connector.list_accounts(None)
+        assert set(expected.identities) <= set(listed["identities"])
+        assert (expected.owner, listed["owner"], listed["active"]) == (OBJECT_ID, OBJECT_ID, True)
+        assert {path: listed["values"].get(path) for path in expected.values} == expected.values
+        (held,) = users(product)
+        by_hand = {**held, "plan": "x", "roles": ["lead", "agent", "other"], "name": {"first": "ada", "last": None}}
+        product.control("by_hand", [("users", held["id"], by_hand)])
+        ((listed,), _) = await connector.list_accounts(None)
+        differing = {path for path, value in expected.values.items() if listed["values"].get(path) != value}
+        assert differing == {"userType", "roles", "name.givenName"}
+        product.set(quirks=["bare_list"])
+        ((listed,), _) = await connector.list_accounts(None)
+    assert set(listed["values"]) == {"name.givenName", "name.familyName"}, "what the list does not show is not compared"
 
 
 async def test_a_lost_answer_to_a_create_makes_no_second_account(emulator: Any, token: Path) -> None:
