@@ -25,7 +25,6 @@ from rich.text import Text
 from connectors import registry
 from connectors.testing import shipped
 from connectors.testing.conformance import PROMISES, Conformance, Verdict, try_all
-from schemas import logs
 from schemas.errors import ConfigurationError
 
 FINE, NOT_FINE = 0, 1
@@ -96,7 +95,6 @@ def try_connector(name: str, *, as_json: bool = False) -> int:
     Raises:
         ConfigurationError: see `trials_of`; or the trial's settings are wrong.
     """
-    logs.configure("conformance", level="warning")
     trials = trials_of(name)
     console = _console(stderr=True)
     results: list[tuple[str, list[Verdict], float]] = []

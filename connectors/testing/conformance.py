@@ -598,8 +598,12 @@ async def slow_answer(bench: Bench) -> str:
     """A timeout says nothing about what the product does later."""
     row = bench.row()
     bench.on_create("slow", delay_s=SLOW_ANSWER_S, times=1)
-    first = await row.deliver()
-    _expect(first, Result.RETRY)
+    for _ in range(DELIVERIES_MAX):
+        first = await row.deliver()
+        _expect(first, Result.RETRY)
+        if first.ambiguous or not first.steps or first.steps[-1].method not in _READS:
+            break
+        row.fold(first)  # on a busy machine a look-up may take too long as well
     if not first.ambiguous:
         raise Broken("a write that timed out was not reported as ambiguous")
     await _until(lambda: len(bench.accounts()) == 1, "the slow call never had its effect")

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from connectors import registry
-from connectors.testing import conformance, shipped
+from connectors.testing import command, conformance, shipped
 from connectors.testing.example import Lantern
 from connectors.testing.example_trial import TestLantern as ExampleTrial
+from schemas.errors import ConfigurationError
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 CONNECTOR_S_MAX = 60.0
 
 
@@ -82,18 +79,50 @@ def test_every_promise_of_the_authors_kit_becomes_a_test_of_who_inherits_it() ->
     assert len(conformance.PROMISES) >= 20
 
 
-def test_the_command_prints_one_verdict_and_figure_per_promise_within_a_minute() -> None:
+def test_the_command_prints_one_verdict_and_figure_per_promise_within_a_minute(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """`provgate connector test NAME --json` is what scripts read."""
     started = time.monotonic()
-    command = [sys.executable, "-m", "gateway.cli", "connector", "test", "telemessage", "--json"]
 
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=CONNECTOR_S_MAX)
+    code = command.try_connector("telemessage", as_json=True)
 
     took_s = time.monotonic() - started
-    answer = json.loads(ran.stdout)
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
     (trial,) = answer["trials"]
-    assert ran.returncode == 0, ran.stderr
+    assert code == 0
     assert answer["ok"] is True
     assert [verdict["promise"] for verdict in trial["verdicts"]] == list(conformance.PROMISES)
     assert all(verdict["figure"] for verdict in trial["verdicts"] if verdict["verdict"] == "kept")
     assert took_s < CONNECTOR_S_MAX
+
+
+def test_the_table_for_people_names_each_promise_its_verdict_and_what_was_seen(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One table, and one line that counts."""
+    code = command.try_connector("observe")
+
+    shown = capsys.readouterr().out
+    assert code == 0
+    for name in conformance.PROMISES:
+        assert name in shown
+    assert "2 kept, 0 broken" in shown
+
+
+def test_a_connector_that_nobody_says_how_to_try_is_told_what_to_write() -> None:
+    """The message is the remedy."""
+    with pytest.raises(ConfigurationError, match="not a connector"):
+        command.trials_of("no_such_product")
+
+
+def test_every_connector_is_listed_with_what_it_can(capsys: pytest.CaptureFixture[str]) -> None:
+    """`provgate connector list`."""
+    code = command.listed(as_json=True)
+
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["connectors"]}
+    assert code == 0
+    assert set(registry.SHIPPED) <= set(rows)
+    assert rows["sofa"]["resources"] == ["User", "Group"]
+    assert command.listed() == 0
+    assert "Software602 Sofa" in capsys.readouterr().out

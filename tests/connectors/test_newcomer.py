@@ -139,8 +139,7 @@ def test_a_package_of_its_own_edits_nothing_that_exists(tmp_path: Path) -> None:
     """Two entry points make the connector and its trial known; the package is installed as its own metadata say."""
     package = tmp_path / "package"
 
-    made = run(f"provgate connector new toy_shop --folder {package}", ROOT)
-    assert made.returncode == 0, made.stderr
+    assert command.new("toy_shop", folder=package) == 0
     project = (package / "pyproject.toml").read_text(encoding="utf-8")
     points = re.findall(r'\[project\.entry-points\."([\w.]+)"\]\n(\w+) = "([\w.:]+)"', project)
     metadata = package / "provgate_toy_shop-0.1.0.dist-info"
