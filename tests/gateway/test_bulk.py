@@ -409,6 +409,15 @@ async def test_hundreds_of_operations_are_no_hurdle(scim: Listener) -> None:
     assert await members(scim, id_of(found[0])) == {id_of(result) for result in found[1:]}
 
 
+async def test_a_bulk_request_is_answered_in_full_whatever_is_preferred(scim: Listener) -> None:
+    """RFC 9967 section 2.5.1: the normal answer is always allowed; a 202 would need a completion for every operation."""
+    body = {"schemas": [BULK], "Operations": [person("ada")]}
+    answer = await scim.post("/Bulk", body, headers={"Prefer": "respond-async"})
+
+    results(answer, 201)
+    assert "set-txn" not in answer.headers
+
+
 async def test_only_post_is_taken(scim: Listener) -> None:
     """RFC 9110 section 15.5.6."""
     for method in ("GET", "PUT", "PATCH", "DELETE"):
