@@ -2361,7 +2361,10 @@ class ProvisioningJob:
         if answer.status == 200 and listed and document.get("totalResults") == 0 and _found(answer) == []:
             return None
         if answer.status in (401, 403, 404):
-            return self._refused(answer, "the credentials or the address are wrong", code="InvalidCredentials")
+            message = "the credentials or the address are wrong"
+            if answer.status == 404:  # recorded: the one code wraps the other
+                message += f": {SERVICE_INCOMPATIBLE}"
+            return self._refused(answer, message, code="InvalidCredentials")
         return self._refused(answer, "the answer is not an empty list")
 
     def _refused(self, answer: Answer, message: str, code: str = "") -> ConnectionTest:

@@ -60,6 +60,8 @@ class StandIn:
     token: str = TOKEN
     url: str = ""
     patch_answers_204: bool = False
+    listed_otherwise: dict[str, Any] = field(default_factory=dict)
+    """Members of a list of users that are other than they should be."""
     at_once: int = 0
     at_once_max: int = 0
     released: asyncio.Event = field(default_factory=asyncio.Event)
@@ -135,7 +137,7 @@ class StandIn:
             return self._groups(request, parts[1:], body)
         if parts == ["Users"]:
             if request.method == "GET":
-                return listed(self._find(urlsplit(request.raw_path).query))
+                return listed(self._find(urlsplit(request.raw_path).query), **self.listed_otherwise)
             return self._create(json.loads(body))
         if len(parts) == 2 and parts[0] == "Users":
             return self._one(request.method, parts[1], body)
@@ -263,10 +265,11 @@ def write(user: dict[str, Any], path: str, value: Any) -> None:
         node[attribute] = value
 
 
-def listed(resources: list[dict[str, Any]]) -> web.Response:
+def listed(resources: list[dict[str, Any]], **otherwise: Any) -> web.Response:
     count = len(resources)
     document = {"schemas": [LIST_RESPONSE], "totalResults": count, "startIndex": 1, "itemsPerPage": count}
-    return web.json_response({**document, "Resources": resources}, content_type="application/scim+json")
+    shown = {**document, "Resources": resources, **otherwise}
+    return web.json_response(shown, content_type="application/scim+json")
 
 
 def error(status: int, detail: str, scim_type: str = "") -> web.Response:

@@ -283,6 +283,26 @@ async def test_a_keep_alive_that_is_refused_stops_the_job(start: Any, server: St
     assert [exchange.operation for exchange in job.exchanges] == ["match_miss", "create", "probe_users"]
 
 
+async def test_a_missing_groups_endpoint_fails_the_connection_test_as_wrong_credentials(
+    start: Any, server: StandIn
+) -> None:
+    """Recorded: 404 on the groups probe is InvalidCredentials, which wraps that the service is incompatible."""
+    server.fault("GET", "status", status=404, under="Groups")
+    test = await (await start()).test_connection()
+    assert (test.ok, test.error_code, test.status_code) == (False, "InvalidCredentials", 404)
+    assert SERVICE_INCOMPATIBLE in test.message
+
+
+@pytest.mark.parametrize("changed", [{"schemas": []}, {"totalResults": 1}, {"Resources": [{"id": "1"}]}])
+async def test_an_answer_to_the_probe_that_is_no_empty_list_response_fails(
+    start: Any, server: StandIn, changed: dict[str, Any]
+) -> None:
+    """200 alone is not enough: the schema, the count and the list are looked at."""
+    server.listed_otherwise = changed
+    test = await (await start()).test_connection()
+    assert (test.ok, test.error_code) == (False, SERVICE_INCOMPATIBLE)
+
+
 async def test_the_older_connection_test_asks_by_id_and_wants_a_scim_error(start: Any, server: StandIn) -> None:
     """The SCIM page: a random user and group are fetched; both 404 bodies must be SCIM errors."""
     job = await start(probe_by_id=True)
