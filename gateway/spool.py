@@ -33,6 +33,7 @@ CREATE TABLE wish(n INTEGER PRIMARY KEY, id TEXT, label TEXT, wished TEXT, accou
   active INTEGER, owner TEXT, digests BLOB, code TEXT, message TEXT, attribute TEXT);
 CREATE TABLE wish_name(name TEXT NOT NULL, elsewhere INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY(name, elsewhere, n))
   WITHOUT ROWID;
+CREATE INDEX wish_elsewhere ON wish_name(n) WHERE elsewhere = 1;
 CREATE INDEX wish_account ON wish(account_id) WHERE account_id IS NOT NULL;
 CREATE TABLE pair(wish INTEGER NOT NULL, account INTEGER NOT NULL, PRIMARY KEY(wish, account)) WITHOUT ROWID;
 CREATE INDEX pair_account ON pair(account);
@@ -206,7 +207,7 @@ class Spool:
         """Accounts that are perhaps the same person's under another name."""
         found = self._db.execute(
             "SELECT DISTINCT a.* FROM wish_name w JOIN account_name x ON x.name = w.name JOIN account a ON a.n = x.n "
-            "WHERE w.n = ? AND w.elsewhere ORDER BY a.n",
+            "WHERE w.n = ? AND w.elsewhere = 1 ORDER BY a.n",
             (wish,),
         )
         return [_account(row) for row in found.fetchall()]
