@@ -456,6 +456,9 @@ on_delete = "deactivate"
         """One page of users."""
         found, following = await self._page(self._users, None, cursor or "")
         name = self.settings.there("userName")
+        there = {path: self.settings.there(path) for path in self._compared()}
+        # Some products list less than they hold; what nobody on a page shows says nothing.
+        shown = {path: at for path, at in there.items() if any(_held(held, at) is not None for held in found)}
         page = []
         for held in found:
             names = [identity(_identity_paths(self.settings)[0], str(_held(held, name) or ""))]
@@ -467,9 +470,7 @@ on_delete = "deactivate"
                     "identities": tuple(names),
                     "active": not _same(_held(held, self.settings.there("active")), False),
                     "owner": str(external_id or ""),
-                    "values": {
-                        path: _comparable(path, _held(held, self.settings.there(path))) for path in self._compared()
-                    },
+                    "values": {path: _comparable(path, _held(held, at)) for path, at in shown.items()},
                 }
             )
         return page, following or None
