@@ -472,7 +472,7 @@ def _ratio(figure: float, floor: float) -> float:
 def main() -> int:
     """The command line; 1 when an answer was not what it should be or a process was too large."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="smaller numbers, under a minute")
+    parser.add_argument("--quick", action="store_true", help="smaller numbers, one or two minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
     parser.add_argument(
         "--steady-minutes",
