@@ -60,7 +60,7 @@ class Ask(Protocol):
 
 
 Pace = Callable[[int], Awaitable[None]]
-"""Called after a part with the calls to the product it took; rests, and raises `ComparisonFailed` when it is time to stop."""
+"""Called after a part, with the calls to be made up for before the next; raises `ComparisonFailed` when it is time to stop."""
 
 
 class ComparisonFailed(Exception):
@@ -111,7 +111,7 @@ async def take_accounts(
         part = await _asked(ask, target, question, LIST_S, Listing, sleep)
         await asyncio.to_thread(spool.add_accounts, part.accounts)
         progress.accounts += len(part.accounts)
-        await pace(part.calls)
+        await pace(part.calls if part.cursor is not None else 0)
         if part.cursor is None:
             return
         if part.cursor == cursor:

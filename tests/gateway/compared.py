@@ -23,7 +23,7 @@ from gateway.spool import Finding
 from schemas.config import Configuration, parse
 from schemas.states import State
 from tests.conftest import NatsServer, free_port
-from tests.gateway.operated import Ended, _typed
+from tests.gateway.operated import Ended, _blank_store, _typed
 from workers.app import Worker
 from workers.limits import CallLimit
 
@@ -157,6 +157,7 @@ async def compared(
     secret = folder / "secret"
     secret.write_text(f"demo-token-{product.name}")
     secret.chmod(0o600)
+    (folder / "provgate.sqlite3").write_bytes(await asyncio.to_thread(_blank_store))
     source = folder / "provgate.toml"
     source.write_text("")
     loop = asyncio.get_running_loop()

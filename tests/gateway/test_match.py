@@ -261,15 +261,10 @@ def processes(folder: Path, nats: str, accounts: int) -> Iterator[dict[str, subp
 
     try:
         ready = folder / "emulators.json"
-        start("product", "deploy.emulators", "bobs_business", "--ready-file", str(ready), "--rate-per-s", "0")
-        wait("the product answers", ready, "product")
-        url = json.loads(ready.read_text())["bobs_business"]
-        for at in range(0, accounts, 2_000):
-            users = [_seeded(n) for n in range(at, min(at + 2_000, accounts))]
-            body = json.dumps({"users": users}).encode()
-            order = urllib.request.Request(f"{url}/__emu/seed", body, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(order, timeout=120) as answer:
-                assert answer.status == 200
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        product = f"{BobsBusinessEmulator.name}:{port}"
+        start("product", "deploy.emulators", product, "--ready-file", str(ready), "--rate-per-s", "0")
         secret = folder / "secret"
         secret.write_text(f"demo-token-{BobsBusinessEmulator.name}")
         secret.chmod(0o600)
@@ -281,6 +276,13 @@ def processes(folder: Path, nats: str, accounts: int) -> Iterator[dict[str, subp
         )
         start("gateway", "gateway.cli", "gateway", "--config", str(config))
         start("worker", "workers", "--config", str(config))
+        wait("the product answers", ready, "product")
+        for at in range(0, accounts, 2_000):
+            users = [_seeded(n) for n in range(at, min(at + 2_000, accounts))]
+            body = json.dumps({"users": users}).encode()
+            order = urllib.request.Request(f"{url}/__emu/seed", body, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(order, timeout=120) as answer:
+                assert answer.status == 200
         wait("the gateway listens", folder / ACCESS_FILE, "gateway")
         yield started
     finally:
