@@ -35,7 +35,7 @@ from gateway.outcomes import Outcomes
 from gateway.reconcile import LOOK_EVERY_S, Reconciler
 from gateway.refusals import RefusedSignIns
 from gateway.reports_api import reports_router
-from gateway.scim_app import ScimParts, scim_app
+from gateway.scim_app import Edge, ScimParts, scim_app
 from gateway.store import Store
 from schemas.config import Configuration, TargetSettings, load
 from schemas.errors import ConfigurationError
@@ -212,10 +212,11 @@ class Gateway:
         public_url = gateway.public_url or _url(scim_socket)
         token = self._operator_token()
         register_secret(token)
-        services = self._services(clock, public_url, token)
+        scim = scim_app(self._scim_parts())
+        services = self._services(clock, public_url, token, scim)
         operators = create_app(services, reports_router(services, self.reconciler))
         servers = [
-            HttpServer(scim_app(self._scim_parts()), scim_socket, limits, sources),
+            HttpServer(scim, scim_socket, limits, sources),
             HttpServer(SheddingReports(operators, self.overload), operator_socket, limits, sources),
         ]
         loop = asyncio.get_running_loop()
@@ -386,7 +387,7 @@ class Gateway:
         await self.store.read(lambda reader: reader.targets())
         return True
 
-    def _services(self, clock: SystemClock, public_url: str, token: str) -> Services:
+    def _services(self, clock: SystemClock, public_url: str, token: str, scim: Edge) -> Services:
         return Services(
             token=token,
             store=self.store,
@@ -402,6 +403,7 @@ class Gateway:
             refused=self.refused,
             overload=self.overload.view,
             ask_worker=self.bus.ask,
+            scim_openapi=lambda target: scim.openapi(public_url, target),
         )
 
     def _live_events(self) -> AsyncIterator[Mapping[str, Any]]:

@@ -79,6 +79,10 @@ async def _nobody(target: str, question: Mapping[str, Any], wait_s: float) -> by
     return None
 
 
+def _not_described(target: str) -> Mapping[str, Any]:
+    raise OperatorError(404, "This process serves no SCIM.")
+
+
 class Services(Struct, kw_only=True):
     """What the operators' API is made of; the gateway puts it together.
 
@@ -92,6 +96,7 @@ class Services(Struct, kw_only=True):
         refused: what the SCIM listener of this process refused, and why.
         overload: what is left out for want of time in this process, if anybody watches.
         ask_worker: asks any worker of a target a control question and waits so many seconds; None when nobody answered.
+        scim_openapi: the OpenAPI document of the SCIM listener, with the attributes of a target ("": of any).
         hosts: further host names under which this listener is reached; addresses and `localhost` always are.
     """
 
@@ -109,6 +114,7 @@ class Services(Struct, kw_only=True):
     refused: RefusedSignIns = field(default_factory=lambda: RefusedSignIns(time.time))
     overload: Callable[[], OverloadView | None] = lambda: None
     ask_worker: AskWorker = _nobody
+    scim_openapi: Callable[[str], Mapping[str, Any]] = _not_described
     hosts: tuple[str, ...] = ()
 
 
@@ -322,6 +328,12 @@ async def _look(
         return seen, tuple(group for name in names for group in views.waiting_views(around, reader, name))
 
     return await services.store.read_slow(query)
+
+
+@get("/openapi.json")
+async def scim_openapi(services: Given, target: FromQuery[str | None] = None) -> dict[str, Any]:
+    """What the SCIM listener serves, as OpenAPI 3.1; with `target` its own attributes and addresses."""
+    return dict(services.scim_openapi(_known(services, target) if target is not None else ""))
 
 
 # ---- one target
@@ -1051,6 +1063,7 @@ def create_app(services: Services, *more: Router) -> Litestar:
         PREFIX,
         route_handlers=[
             status,
+            scim_openapi,
             list_targets,
             show_target,
             pause_target,

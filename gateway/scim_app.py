@@ -10,7 +10,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from litestar import Litestar, Request, Response, delete, get, patch, post, put
@@ -50,6 +50,7 @@ from gateway.messages import (
     unsupported_media_type,
 )
 from gateway.oauth import AccessTokens, TokenEndpoint, TokenRequest
+from gateway.openapi import document
 from gateway.refusals import RefusedSignIns
 from gateway.store import Store
 from gateway.writer import StoreError
@@ -66,6 +67,7 @@ UNAUTHORIZED = 401
 
 _MEDIA_TYPE = MEDIA_TYPE.encode()
 _MEDIA_TYPES = frozenset(("", MEDIA_TYPE, "application/json"))
+_TYPED = re.compile(r":str(?=\})")
 _HOST = re.compile(r"[A-Za-z0-9.\-:\[\]_]{1,255}\Z")
 _CLOSE = {"Connection": "close"}
 """Sent when a body was not read to its end: what is left of it must not be taken for the next request."""
@@ -219,7 +221,7 @@ def _own_address(scope: Scope) -> str:
 # ---- routes
 
 
-def scim_app(parts: ScimParts) -> ASGIApp:
+def scim_app(parts: ScimParts) -> Edge:
     """The whole SCIM listener as an ASGI application."""
     limits = limits_of(parts.limits)
     public_url = parts.public_url.rstrip("/")
@@ -265,7 +267,18 @@ def scim_app(parts: ScimParts) -> ASGIApp:
         logging_config=None,
         exception_handlers={Exception: _let_through, HTTPException: _let_through},
     )
-    return Edge(inner, parts, limits, rates)
+    return Edge(inner, parts, limits, rates, served(routes))
+
+
+def served(handlers: Iterable[HTTPRouteHandler]) -> tuple[tuple[str, str], ...]:
+    """Method and path template of every address of the SCIM listener, as `/scim/v2/{target}/Users` (`gateway/openapi.py`)."""
+    found = {
+        (method.value if isinstance(method, HttpMethod) else str(method), _TYPED.sub("", path))
+        for handler in handlers
+        for path in handler.paths
+        for method in handler.http_methods
+    }
+    return tuple(sorted(found | {("POST", "/oauth2/{target}/token")}))  # the edge answers this one itself
 
 
 CallOf = Callable[[Request[Any, Any, Any]], HttpCall]
@@ -464,8 +477,12 @@ class Edge:
     that strangers cannot use up what belongs to Entra.
     """
 
-    def __init__(self, inner: ASGIApp, parts: ScimParts, limits: Limits, rates: Buckets) -> None:
+    def __init__(
+        self, inner: ASGIApp, parts: ScimParts, limits: Limits, rates: Buckets, routes: tuple[tuple[str, str], ...]
+    ) -> None:
         self._inner = inner
+        self._routes = routes
+        self._spec_of = parts.spec_of
         self._limits = limits
         self._targets = parts.targets
         self._observed = parts.observed
@@ -482,6 +499,16 @@ class Edge:
         )
         self._per_target = rates
         self._overload = parts.overload
+
+    def openapi(self, address: str, target: str = "") -> dict[str, Any]:
+        """What is served here, as an OpenAPI document; see `gateway/openapi.py`.
+
+        Args:
+            address: how clients reach the gateway.
+            target: with its own attributes; "" for what any target takes.
+        """
+        spec = self._spec_of(target) if target else None
+        return document(self._routes, spec, self._limits, address=address, target=target)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or pass the lifespan on."""
