@@ -917,6 +917,8 @@ remedy = "Buy a seat or free one."
             if read is not None and read.item:
                 put(shown, read.item, made)
             there = ((read.path, {"id": account_id}, shown or made),) if read is not None else ()
+            if call.id:
+                put(answer if call.item else made, call.id, account_id)
             return Imagined(status, answer or made, held=there)
         return None
 
@@ -1366,7 +1368,8 @@ remedy = "Buy a seat or free one."
     async def _made(self, account: Account, answer: VendorResponse, ctx: Delivery) -> str:
         """The new account's id, from where the settings say it is."""
         sentence = f"{self.title} answered {answer.status} to create"
-        if self.settings.id_from == "location":
+        told = at(self._item("create", answer), self.settings.id)
+        if self.settings.id_from == "location" and "location" in answer.headers:
             return checked_id(
                 urlsplit(answer.headers.get("location", "")).path.rstrip("/").rpartition("/")[2], sentence
             )
@@ -1375,6 +1378,8 @@ remedy = "Buy a seat or free one."
             return checked_id(
                 at(answer.body, call.id) if call.id else at(self._item("create", answer), self.settings.id), sentence
             )
+        if told is not None:  # the answer shows it although the settings do not count on it
+            return checked_id(told, sentence)
         found = await self.find(account, (), ctx)
         if len(found) != 1:
             raise Unavailable(

@@ -16,6 +16,7 @@ from connectors import registry
 from connectors.contract import ComparesAccounts, Delivery, ListsAccounts, PutsGroups
 from connectors.declared import MANAGER
 from connectors.generic_rest import Account, GenericRest, at, place, put
+from connectors.rehearsal import Rehearsal, rehearsing, rehearsing_connector
 from connectors.transforms import transformed
 from deploy.emulators.harness import running
 from deploy.emulators.rest_service import RestServiceEmulator
@@ -766,6 +767,31 @@ async def test_the_list_shows_what_is_compared(emulator: Any, token: Path) -> No
         product.set(quirks=["bare_list"])
         ((listed,), _) = await connector.list_accounts(None)
     assert set(listed["values"]) == {"name.givenName", "name.familyName"}, "what the list does not show is not compared"
+
+
+@pytest.mark.parametrize("shape", ["partial", "replace", "calls", "location", "looked up", "without envelope"])
+async def test_a_declared_product_is_rehearsed_to_the_end(emulator: Any, token: Path, shape: str) -> None:
+    """A dry run shows the calls a delivery would make, for a new account and a held one, and nothing is written."""
+    product, url = emulator
+    options, habits = SHAPES[shape]
+    product.set(**{"paging": options.get("paging", PAGES["page"])["way"], **habits})
+    made = decoded(url=url, auth={"token": {"file": str(token)}}, **options)
+    real, http = registry.build("rest", made)
+    assert http is not None
+    connector: Any = rehearsing_connector(type(real), made, http)
+    for wished in ({}, {"active": False}):
+        with rehearsing(Rehearsal()) as rehearsal:
+            outcome = await Gateway(connector).send(a_document(**wished))
+        assert (outcome.result, outcome.created) == (Result.APPLIED, True), outcome.reason
+        assert rehearsal.calls[0].method == "POST"
+    (account_id,) = product.seed({"users": [{"login": "ada@contoso.example"}]})["ids"]
+    gateway = Gateway(connector)
+    gateway.account_id = account_id
+    with rehearsing(Rehearsal()) as rehearsal:
+        assert (await gateway.send(a_document(active=False))).result is Result.APPLIED
+    assert rehearsal.calls
+    assert writes(product) == []
+    await http.close()
 
 
 async def test_a_lost_answer_to_a_create_makes_no_second_account(emulator: Any, token: Path) -> None:
