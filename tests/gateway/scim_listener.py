@@ -27,7 +27,7 @@ from gateway.keys import PEPPER_BYTES, Keys
 from gateway.limits import Sources
 from gateway.listener import HttpServer, listen
 from gateway.outcomes import Outcomes
-from gateway.scim_app import ScimParts, scim_app
+from gateway.scim_app import Edge, ScimParts, scim_app
 from gateway.store import Store
 from schemas.config import LimitSettings, TargetSettings
 from schemas.errors import Gone, NormalizationError, Rejected, Unavailable
@@ -243,6 +243,7 @@ class Listener:
         self.tokens = tokens
         self.intake: Intake
         self.server: HttpServer
+        self.app: Edge
         self.ready = True
         self.session: aiohttp.ClientSession
 
@@ -403,6 +404,7 @@ async def listening(
             **{"spec_of": lambda target: shelf.spec, **parts},
         )
     )
+    listener.app = app
     talk = listen("127.0.0.1", 0)
     listener.port = talk.getsockname()[1]
     server = HttpServer(app, talk, limits, Sources(parts.get("trusted_proxies", ())))
