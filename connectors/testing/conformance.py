@@ -30,7 +30,7 @@ from msgspec import Struct
 from ulid import ULID
 
 from connectors import registry
-from connectors.contract import Connector, Delivery, HasDirectory, ListsAccounts
+from connectors.contract import Connector, Delivery, HasDirectory, ListsAccounts, PutsGroups
 from connectors.http import HttpClient
 from connectors.testing.harness import Emulator, running
 from schemas.config import decode
@@ -88,6 +88,14 @@ class Seen(Struct, frozen=True):
     texts: tuple[str, ...] = ()
 
 
+class SeenGroup(Struct, frozen=True):
+    """One group as the product holds it: its id, name, and the account ids of its members."""
+
+    group_id: str
+    name: str
+    members: frozenset[str] = frozenset()
+
+
 class Verdict(Struct, frozen=True, omit_defaults=True):
     """What became of one promise.
 
@@ -139,6 +147,13 @@ def promise(says: str, *, calls: bool = True, call_s: float = CALL_S) -> Callabl
     return made
 
 
+WITHOUT_GROUPS: Mapping[str, str] = {
+    "group": "the product has no groups that may be written",
+    "group_lost_answer": "the product has no groups that may be written",
+}
+"""For `Conformance.not_applicable` of such products."""
+
+
 # What an author says about a product ----------------------------------------------------------------------------------
 
 
@@ -149,6 +164,7 @@ class Conformance:
         connector: the name in the registry.
         connector_type: the class itself, instead of the name.
         create_call: method and path (a regular expression from the start of the path) of the call that makes an account.
+        create_group_call: the same for the call that makes a group.
         page_size: how many accounts the product lists on one page.
         rename: `same` when a new login keeps the account, `refused` when the product cannot rename.
         deleted_stays: the product itself keeps what it was told to delete, as an inactive account.
@@ -158,6 +174,7 @@ class Conformance:
     connector: ClassVar[str] = ""
     connector_type: ClassVar[type[Connector[Any, Any]] | None] = None
     create_call: ClassVar[tuple[str, str]] = ("POST", "")
+    create_group_call: ClassVar[tuple[str, str]] = ("POST", "")
     page_size: ClassVar[int] = 100
     rename: ClassVar[Literal["same", "refused"]] = "same"
     deleted_stays: ClassVar[bool] = False
@@ -196,6 +213,14 @@ class Conformance:
     def accounts(self, bench: Bench) -> list[Seen]:
         """What the product holds now, deleted accounts left out; read from the product, not through the connector."""
         raise NotImplementedError
+
+    def group(self, number: int, *, name: str) -> dict[str, Any]:
+        """The SCIM document of a group without its members; another number is another group."""
+        return {"displayName": name, "externalId": f"00000000-0000-4000-a000-{number:012d}"}
+
+    def groups(self, bench: Bench) -> list[SeenGroup]:
+        """The groups the product holds now; for products whose groups may be written."""
+        raise NotApplicable(f"{type(self).__name__} does not say how groups are read (groups)")
 
     def revoke(self, bench: Bench, *, revoked: bool) -> None:
         """Take the credential away, or give it back."""
@@ -395,9 +420,10 @@ class _Ours:
 class Row:
     """One resource as the gateway keeps it: what is asked, the link, and what earlier deliveries may have done."""
 
-    def __init__(self, bench: Bench, document: dict[str, Any]) -> None:
+    def __init__(self, bench: Bench, document: dict[str, Any], kind: Literal["user", "group"] = "user") -> None:
         bench.rows += 1
         self.bench = bench
+        self.kind = kind
         self.resource = f"00000000-0000-4000-9000-{bench.rows:012d}"
         self.account_id: str | None = None
         self.created_by_us: bool | None = None
@@ -433,7 +459,7 @@ class Row:
             id=self._event_id,
             target="trial",
             connector=self.bench.spec.name,
-            kind="user",
+            kind=self.kind,
             resource=self.resource,
             generation=self.generation,
             fence=self.fence,
@@ -518,8 +544,8 @@ class Row:
         return outcome
 
     def _names(self) -> tuple[str, ...]:
-        spec = self.bench.spec
-        values = {path: self.document.get(path) for path in spec.identity}
+        paths = self.bench.spec.identity if self.kind == "user" else ("displayName",)
+        values = {path: self.document.get(path) for path in paths}
         return tuple(identity(path, value) for path, value in values.items() if isinstance(value, str) and value)
 
 
@@ -918,6 +944,52 @@ async def check(bench: Bench) -> str:
     return f"{len(findings)} finding{'s' if len(findings) > 1 else ''}, 0 writes"
 
 
+@promise("A group is made once, renamed in place, its members come and go, and its end leaves the people")
+async def group(bench: Bench) -> str:
+    """Members travel as differences, and a difference applied twice is the same once."""
+    people = await _two_members(bench)
+    row = _group_row(bench, 1, "Readers", add=people)
+    first = await row.deliver()
+    _expect(first, Result.APPLIED)
+    held = SeenGroup(str(first.account_id), "Readers", frozenset(people))
+    for _ in range(2):
+        if bench.trial.groups(bench) != [held]:
+            raise Broken(f"expected one group with two members, the product holds {bench.trial.groups(bench)}")
+        again = await row.deliver(again=True)
+        _expect(again, Result.APPLIED, Result.FOUND)
+    row.fold(first)
+    row.wish(_group_document(bench, 1, "Readers and Writers", remove=people[:1]))
+    await row.applied()
+    for _ in range(2):
+        wanted = SeenGroup(held.group_id, "Readers and Writers", frozenset(people[1:]))
+        if bench.trial.groups(bench) != [wanted]:
+            raise Broken(f"expected the group under its new name with one member, not {bench.trial.groups(bench)}")
+        _expect(await row.deliver(again=True), Result.APPLIED)
+    before = bench.accounts()
+    row.wish_deleted()
+    await row.applied()
+    _expect(await row.deliver(again=True), Result.APPLIED)
+    if bench.trial.groups(bench):
+        raise Broken("the group is still there")
+    if bench.accounts() != before:
+        raise Broken("the end of the group changed its people")
+    return "2 members in, 1 out, renamed, deleted; people untouched"
+
+
+@promise("A group whose create was not answered is one group with all its members in the end")
+async def group_lost_answer(bench: Bench) -> str:
+    """The product made it, and nobody heard."""
+    people = await _two_members(bench)
+    row = _group_row(bench, 1, "Readers", add=people)
+    method, path = bench.trial.create_group_call
+    bench.product.fault("drop_response", method=method, path=path, times=1)
+    await row.applied()
+    held = SeenGroup(str(row.account_id), "Readers", frozenset(people))
+    if bench.trial.groups(bench) != [held]:
+        raise Broken(f"expected one linked group with two members, the product holds {bench.trial.groups(bench)}")
+    return f"{row.deliveries} deliveries, 1 group, 2 members"
+
+
 @promise("No credential shows in any outcome, finding, error, log line or print")
 async def no_secret(bench: Bench) -> str:
     """Vendor rule A10: after good and bad deliveries of every kind, everything that came out is searched."""
@@ -977,6 +1049,30 @@ async def _survives(bench: Bench, kind: str, **options: Any) -> str:
         await row.applied()
     bench.only(row)
     return f"{row.deliveries} deliver{'y' if row.deliveries == 1 else 'ies'}, 1 account"
+
+
+async def _two_members(bench: Bench) -> list[str]:
+    if not isinstance(bench.connector, PutsGroups):
+        raise NotApplicable("the product has no groups that may be written")
+    rows = [bench.row(number) for number in (1, 2)]
+    for row in rows:
+        await row.applied()
+    return [str(row.account_id) for row in rows]
+
+
+def _group_document(
+    bench: Bench, number: int, name: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A group with its difference of members, as an event carries it."""
+    difference = {
+        way: [{"id": f"member-of-{one}", "kind": "user", "account_id": one} for one in ids]
+        for way, ids in (("add", add), ("remove", remove))
+    }
+    return {**bench.trial.group(number, name=name), **difference}
+
+
+def _group_row(bench: Bench, number: int, name: str, *, add: Sequence[str]) -> Row:
+    return Row(bench, _group_document(bench, number, name, add=add), "group")
 
 
 async def _not_applied(row: Row) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from connectors.testing.conformance import Bench, Conformance, Seen
+from connectors.testing.conformance import WITHOUT_GROUPS, Bench, Conformance, Seen
 from connectors.testing.example_emulator import LanternEmulator
 
 
@@ -14,6 +14,7 @@ class TestLantern(Conformance):
     connector = "lantern"
     create_call = ("POST", "/v1/people$")
     page_size = 3
+    not_applicable = WITHOUT_GROUPS
 
     def emulator(self) -> LanternEmulator:
         """Without a limit on calls, and with short pages, so that the suite is quick."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal
 
 from connectors.observe import Observe as ObserveConnector
-from connectors.testing.conformance import PROMISES, Bench, Conformance, Seen
+from connectors.testing.conformance import PROMISES, WITHOUT_GROUPS, Bench, Conformance, Seen, SeenGroup
 from connectors.testing.harness import Emulator
 from deploy.emulators.babelforce import DEMO_LOGIN, BabelforceEmulator
 from deploy.emulators.bobs_business import BobsBusinessEmulator
@@ -21,7 +21,7 @@ SCIM_PAGE_HALF = 50
 """Half of what the SCIM emulators put on one page, so that one account more than two halves needs a second page."""
 
 
-NO_ROLES = {"unknown_role": "the product has no roles or teams by name"}
+NO_ROLES: Mapping[str, str] = {"unknown_role": "the product has no roles or teams by name"}
 
 
 def _person(number: int, text: str, active: bool) -> dict[str, Any]:
@@ -37,12 +37,19 @@ def _person(number: int, text: str, active: bool) -> dict[str, Any]:
     }
 
 
+def _scim_groups(bench: Bench) -> list[SeenGroup]:
+    return [
+        SeenGroup(held["id"], held["displayName"], frozenset(held["members"]))
+        for held in bench.product.state()["groups"].values()
+    ]
+
+
 class TeleMessage(Conformance):
     """Known by a mobile number; a deletion suspends."""
 
     connector = "telemessage"
     create_call = ("POST", "/v1/users$")
-    not_applicable = NO_ROLES
+    not_applicable = {**NO_ROLES, **WITHOUT_GROUPS}
     page_size = 3
     manager: ClassVar[str] = "Contoso Archive"
 
@@ -76,6 +83,7 @@ class Talkdesk(Conformance):
     """SCIM with PUT, roles and teams by exact name."""
 
     connector = "talkdesk"
+    not_applicable = WITHOUT_GROUPS
     create_call = ("POST", "/scim/v2/Users$")
     page_size = SCIM_PAGE_HALF
 
@@ -110,6 +118,7 @@ class Babelforce(Conformance):
     """REST with logins that cannot be renamed; a name is the linked agent's."""
 
     connector = "babelforce"
+    not_applicable = WITHOUT_GROUPS
     create_call = ("POST", "/api/v2/users$")
     page_size = 3
     rename: ClassVar[Literal["same", "refused"]] = "refused"
@@ -190,6 +199,7 @@ class BobsBusiness(Conformance):
 
     connector = "bobs_business"
     create_call = ("POST", "/scim/v2/Users$")
+    create_group_call = ("POST", "/scim/v2/Groups$")
     not_applicable = NO_ROLES
     page_size = SCIM_PAGE_HALF
 
@@ -212,12 +222,17 @@ class BobsBusiness(Conformance):
             for held in bench.product.state()["users"].values()
         ]
 
+    def groups(self, bench: Bench) -> list[SeenGroup]:
+        """Groups with the ids of their users."""
+        return _scim_groups(bench)
+
 
 class Sofa(Conformance):
     """SCIM of one synchronization, with an access key that ends on a date."""
 
     connector = "sofa"
     create_call = ("POST", "/scim/entra/Users$")
+    create_group_call = ("POST", "/scim/entra/Groups$")
     not_applicable = NO_ROLES
     page_size = SCIM_PAGE_HALF
     deleted_stays = True
@@ -233,6 +248,7 @@ class Sofa(Conformance):
             "access_key": {"file": secret},
             "key_issued": datetime.now(UTC).date().isoformat(),
             "key_validity_days": 730,
+            "forward_unmapped_groups": True,
             "allow_loopback": True,
         }
 
@@ -246,6 +262,10 @@ class Sofa(Conformance):
             Seen(held["id"], held["user_name"], held["enabled"], (held["name"] or "",))
             for held in bench.product.state()["users"].values()
         ]
+
+    def groups(self, bench: Bench) -> list[SeenGroup]:
+        """Groups with the ids of their users."""
+        return _scim_groups(bench)
 
 
 class Observe(Conformance):
@@ -282,6 +302,7 @@ class GenericScim(Conformance):
     connector = "scim"
     not_applicable = NO_ROLES
     create_call = ("POST", "/scim/v2/Users$")
+    create_group_call = ("POST", "/scim/v2/Groups$")
     page_size = 3
     product_options: ClassVar[Mapping[str, Any]] = {}
     options: ClassVar[Mapping[str, Any]] = {}
@@ -307,6 +328,10 @@ class GenericScim(Conformance):
             for held in bench.product.state()["users"].values()
         ]
 
+    def groups(self, bench: Bench) -> list[SeenGroup]:
+        """Groups with the ids of their users."""
+        return _scim_groups(bench)
+
 
 class GenericScimPut(GenericScim):
     """The other end of the dialects: PUT, no filters, booleans as texts, cursors, and versions that must be named."""
@@ -331,6 +356,7 @@ class GenericRest(Conformance):
     """Any product with plain REST calls, declared in its settings."""
 
     connector = "rest"
+    not_applicable = WITHOUT_GROUPS
     create_call = ("POST", "/api/users$")
     page_size = 3
 

@@ -12,13 +12,15 @@ from typing import Any
 import msgspec
 import pytest
 
+from connectors.bobs_business import BobsBusiness
 from connectors.contract import Delivery, Directory, Found, Identity
-from connectors.testing.conformance import try_promise
+from connectors.testing import shipped
+from connectors.testing.conformance import PROMISES, try_promise
 from connectors.testing.example import Account, Lantern
 from connectors.testing.example_emulator import LanternEmulator
 from connectors.testing.example_trial import TestLantern as ExampleTrial
 from schemas.errors import ConnectorError, Gone, Misconfigured, NormalizationError, RateLimited, Unavailable
-from schemas.resources import User
+from schemas.resources import Group, User
 
 
 class CreatesWithoutLooking(Lantern):
@@ -282,6 +284,7 @@ PLANTED: list[tuple[type[Lantern], str, bool]] = [
     (ListsForEver, "paging", True),
     (RecreatesOnALostAnswer, "lost_answer", False),
     (RecreatesOnALostAnswer, "idempotent_create", False),
+    (RecreatesOnALostAnswer, "lagging_reads", False),
     (RetriesWritesByItself, "reset_after", False),
     (RetriesWritesByItself, "lost_answer", False),
     (HidesThatItMayHaveActed, "slow_answer", True),
@@ -326,7 +329,68 @@ def test_a_planted_bug_is_caught_by_the_promise_it_breaks(planted: type[Lantern]
     assert kept.verdict == "kept", kept.detail
 
 
-def test_most_promises_have_a_bug_that_only_they_are_about() -> None:
-    """A promise that no bug can break is no promise; those left out need a product that itself misbehaves."""
+class NeverTakesMembersOut(BobsBusiness):
+    """Only ever adds members."""
+
+    async def change_members(self, group_id: str, add: Sequence[str], remove: Sequence[str], ctx: Delivery) -> None:
+        await super().change_members(group_id, add, (), ctx)
+
+
+class DeletesThePeopleToo(BobsBusiness):
+    """A group that is gone needs no members."""
+
+    async def delete_group(self, group_id: str, ctx: Delivery) -> None:
+        held = await self.scim.read(group_id, ctx, kind="Groups") if ctx.attempt == 1 else {}
+        for member in held.get("members", ()):
+            await self.delete(member["value"], ctx)
+        await super().delete_group(group_id, ctx)
+
+
+class RenamesAGroupByRecreating(BobsBusiness):
+    """A new name is a new group."""
+
+    async def put_group(self, group_id: str | None, group: Group, ctx: Delivery) -> str:
+        if group_id is not None:
+            held = await self.scim.read(group_id, ctx, kind="Groups")
+            if held["displayName"] != group.display_name:
+                await self.delete_group(group_id, ctx)
+                group_id = None
+        return await super().put_group(group_id, group, ctx)
+
+
+class NeverLooksForGroups(BobsBusiness):
+    """Makes a group whenever one is wished."""
+
+    async def find_group(self, group: Group | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
+        return []
+
+
+PLANTED_IN_GROUPS: list[tuple[type[BobsBusiness], str]] = [
+    (NeverTakesMembersOut, "group"),
+    (DeletesThePeopleToo, "group"),
+    (RenamesAGroupByRecreating, "group"),
+    (NeverLooksForGroups, "group_lost_answer"),
+]
+
+
+@pytest.mark.parametrize(("planted", "promise"), PLANTED_IN_GROUPS)
+def test_a_bug_planted_into_groups_is_caught_as_well(planted: type[BobsBusiness], promise: str) -> None:
+    """The example has no groups, so these sit in a shipped connector, which keeps the very same promise."""
+
+    class Trial(shipped.BobsBusiness):
+        connector_type = planted
+
+    broken = asyncio.run(try_promise(Trial(), promise))
+    kept = asyncio.run(try_promise(shipped.BobsBusiness(), promise))
+
+    assert broken.verdict == "broken"
+    assert broken.detail
+    assert kept.verdict == "kept", kept.detail
+
+
+def test_every_promise_is_broken_by_a_planted_bug() -> None:
+    """A promise that no bug can break is no promise."""
+    broken = {promise for _, promise, _ in PLANTED} | {promise for _, promise in PLANTED_IN_GROUPS}
+
     assert len({planted for planted, _, _ in PLANTED}) >= 20
-    assert len({promise for _, promise, _ in PLANTED}) >= 20
+    assert broken == set(PROMISES)
