@@ -6,7 +6,7 @@ Two reports come of it. Before the first cycle (`match`):
     create       nobody there answers to this user
     conflict     several_accounts, several_users, linked_elsewhere, exists_under_other_address, not_adopted
     refused      the product would not take this user; the code and the attribute say why
-    orphan       an account no user of Entra answers to
+    orphan       an account no user of Entra answers to; `second_account`: its user is linked to another one
 
 and afterwards (`reconcile`), about users at rest only:
 
@@ -220,7 +220,8 @@ def sort_match(spool: Spool, *, adopt: bool) -> None:
             if wish.wished != "gone":
                 _match(spool, wish, adopt)
         for account in spool.untouched():
-            spool.say("orphan", accounts=(account.id,), label=account.label)
+            code = "second_account" if spool.rivals(account.n, 0) else ""
+            spool.say("orphan", code=code, accounts=(account.id,), label=account.label)
 
     spool.at_once(work)
 
@@ -241,14 +242,15 @@ def _match(spool: Spool, wish: WishRow, adopt: bool) -> None:
         else:
             spool.say("create", **about)
         return
+    linked = wish.account_id is not None and held[0].id == wish.account_id
+    if linked:
+        held = held[:1]  # another one that answers to the same user is nobody's
     spool.touch(*(one.n for one in held))
     ids = [one.id for one in held]
-    if wish.account_id is not None and held[0].id == wish.account_id:
-        held, ids = held[:1], ids[:1]
-    elif len(held) > 1:
+    if len(held) > 1:
         spool.say("conflict", code="several_accounts", accounts=ids, **about)
         return
-    else:
+    if not linked:
         rivals = spool.rivals(held[0].n, wish.n)
         code = ""
         if rivals:

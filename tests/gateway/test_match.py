@@ -100,9 +100,10 @@ async def test_stored_users_are_matched_without_a_file(nats_server: NatsServer, 
     """Stored wishes count as they are: who is linked is matched, and the other account of that name is left over."""
     async with compared(tmp_path, nats_server) as here:
         await here.created("ada")
-        here.product.seed({"users": [{"userName": "bea@contoso.example"}]})
+        here.product.seed({"users": [{"userName": "bea@contoso.example"}, {"userName": "ADA@contoso.example"}]})
         said = await here.said("match", TARGET, code=0)
-        assert said["counts"] == {"matched": 1, "orphan": 1}
+        assert said["counts"] == {"matched": 1, "orphan": 2}
+        assert said["codes"] == {"orphan.second_account": 1}
         wrong = await here.typed("match", "nowhere")
         assert (wrong.code, "no target" in wrong.err) == (2, True)
         missing = await here.typed("match", TARGET, "--file", str(tmp_path / "none.csv"))
