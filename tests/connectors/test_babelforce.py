@@ -93,7 +93,7 @@ UNKNOWN: list[tuple[Any, tuple[str, ...]]] = [
 def test_each_role_value_of_the_vendor_page_gives_its_roles(
     payload: Any, options: dict[str, Any], expected: list[str]
 ) -> None:
-    """Vendor page 2.4 and B14-B19, the rows that are sent."""
+    """Vendor page 2.4 and B14-B17, the rows that are sent: every form, letter case, and the app roles that Entra makes itself."""
     assert normalize_roles(payload, **options) == expected
 
 

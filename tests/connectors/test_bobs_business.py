@@ -562,7 +562,7 @@ async def test_an_address_cannot_change_to_somebody_elses(emulator: Any, api_key
 
 
 async def test_an_update_writes_differences_in_one_call_and_repeats_nothing(emulator: Any, api_key: Path) -> None:
-    """A4: what Entra does not say stays, what was removed is cleared, letter case alone is no difference."""
+    """A4, L14: what Entra does not say stays, what was removed is cleared, letter case alone is no difference; twice is once."""
     product, url = emulator
     product.seed({"users": [{"userName": "ANNA@acme.example", "givenName": "Old", "displayName": "Kept"}]})
     account_id = users(product)[0]["id"]

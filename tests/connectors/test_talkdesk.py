@@ -91,7 +91,7 @@ REFUSED: list[tuple[Any, Any, str, tuple[str, ...], str]] = [
 
 @pytest.mark.parametrize(("kind", "value", "expected"), RESOLVED)
 def test_each_value_of_the_vendor_page_resolves_to_the_exact_names(kind: Any, value: Any, expected: list[str]) -> None:
-    """Vendor page 1.3, the rows that are sent; 0.2 for the forms."""
+    """Vendor page 1.3, the rows that are sent; T12 and 0.2 for the forms: text, lists, app roles as objects and as JSON text."""
     assert resolve_names(kind, value, CATALOGUE[kind]) == expected
 
 

@@ -251,12 +251,16 @@ async def test_unknown_addresses_and_methods_are_scim_errors(to_observe: Scim) -
         assert said.is_scim_error(status), (method, path, said.status, said.text)
 
 
-async def test_groups_of_a_product_without_groups_are_refused_with_the_setup_step(to_talkdesk: Scim) -> None:
-    """Vendor requirement T4: a search finds nothing, a write is refused and names the step that switches groups off."""
-    found = await to_talkdesk.send("GET", "/Groups?filter=" + quote('displayName eq "x"'))
+@pytest.mark.parametrize("target", ["talkdesk", "babelforce", "telemessage"])
+async def test_groups_of_a_product_without_groups_are_refused_with_the_setup_step(
+    system: Running, session: aiohttp.ClientSession, target: str
+) -> None:
+    """Vendor requirements T4, B9 and M7: a search finds nothing, a write is refused and names the step that turns groups off."""
+    scim = system.scim(session, target)
+    found = await scim.send("GET", "/Groups?filter=" + quote('displayName eq "x"'))
     assert (found.status, found.document["totalResults"]) == (200, 0)
 
-    refused = await to_talkdesk.send("POST", "/Groups", {"displayName": "x"})
+    refused = await scim.send("POST", "/Groups", {"displayName": "x"})
 
     assert refused.is_scim_error(400), refused.text
     assert "Provision Microsoft Entra ID Groups" in refused.document["detail"]

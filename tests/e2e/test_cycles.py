@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,10 @@ MEND: dict[str, Callable[[Directory, Person], Person]] = {
 async def test_cycles_of_every_target_end_with_what_entra_wishes(
     system: Running, session: aiohttp.ClientSession, talkdesk: Product, telemessage: Product, dialect: Dialect
 ) -> None:
-    """Initial cycle, changes, renames, disable, enable, delete, unassign, escrow and retry, in both dialects of PATCH."""
+    """Initial cycle, changes, renames, disable, enable, delete, unassign, escrow and retry, in both dialects of PATCH.
+
+    Vendor requirement M4: cycles come again, and those without anything new write nothing.
+    """
     products = {"talkdesk": talkdesk, "telemessage": telemessage}
 
     async def run(target: str) -> None:
@@ -170,3 +174,28 @@ async def test_provision_on_demand_shows_the_products_own_word(system: Running, 
         account = await talkdesk.user(ada.user_principal_name)
         assert account is not None
         assert account["teamsString"] == "Porto"
+
+
+@pytest.mark.parametrize(("target", "mapping"), [("sofa", entra.SOFA), ("bobs_business", entra.BOBS_BUSINESS)])
+async def test_on_demand_and_repeated_full_cycles_agree(
+    system: Running, session: aiohttp.ClientSession, target: str, mapping: entra.Mapping
+) -> None:
+    """Vendor requirements L14 and S27: one person at once, everybody by the cycle; full cycles again write nothing."""
+    entry, product = system.ready["targets"][target], system.product(session, target)
+    people = entra.make_people(2, prefix=f"again{target}")
+    async with ProvisioningJob(entry["tenant_url"], entry["token"], Directory(people), mapping) as job:
+        done = await job.provision_on_demand(people[0])
+        assert done.status == "Success", done
+        held = json.dumps(await product.control("GET", "state"))
+        assert people[0].user_principal_name in held
+        assert people[1].user_principal_name not in held
+
+        await job.initial_cycle()
+        await system.settled(session, target, APPLY_MAX_S)
+        assert people[1].user_principal_name in json.dumps(await product.control("GET", "state"))
+
+        since = await product.now()
+        job.restart()
+        again = await job.initial_cycle()
+        assert (again.created, again.updated, again.failed) == (0, 0, 0), failures(again)
+        assert await product.calls(since) == []

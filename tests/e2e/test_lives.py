@@ -135,7 +135,7 @@ async def test_two_users_swap_their_names(
 
 
 async def test_a_change_of_number_keeps_the_account(to_telemessage: Scim, telemessage: Product) -> None:
-    """Vendor requirement M9: key and externalId change together with the number, and the archive stays."""
+    """Vendor requirements M9 and M23: key and externalId change together with the number, and the archive stays."""
     user, number = a_telemessage_user(), a_telemessage_user()["userName"]
     created = await to_telemessage.create(user)
     before = await telemessage.user(user["userName"])

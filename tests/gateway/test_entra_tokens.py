@@ -150,7 +150,7 @@ async def test_what_is_pinned_is_compared(tokens: EntraTokens, issuer: LocalIssu
 
 
 async def test_the_tenant_is_the_lock(tokens: EntraTokens, issuer: LocalIssuer) -> None:
-    """SCIMReferenceCode issue 100: the audience is the same for all tenants; another tenant's genuine token must not pass."""
+    """Vendor requirement M1, SCIMReferenceCode issue 100: all tenants share the audience; another one's genuine token fails."""
     assert await cause(tokens, issuer, issuer.token(tenant=OTHER_TENANT)) == "iss"
     assert await cause(tokens, issuer, issuer.token(tid=OTHER_TENANT)) == "tid"
 

@@ -203,7 +203,7 @@ async def test_a_key_of_another_target_cannot_be_revoked(keys: Keys) -> None:
 async def test_the_last_use_is_kept_and_written_at_most_once_a_minute(
     keys: Keys, store: Store, clock: HandClock
 ) -> None:
-    """S1: last use kept, without a write for every request."""
+    """S1, vendor requirement S19: last use kept, without a write for every request."""
     made = await keys.issue("alpha", actor="operator")
 
     async def last_use() -> float | None:
