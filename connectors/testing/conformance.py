@@ -42,8 +42,8 @@ from workers.limits import NameCache
 
 CALL_S = 5.0
 """Longest call in a trial; shorter than in a worker, so that a connector that hangs is seen soon."""
-SLOW_CALL_S = 0.3
-SLOW_ANSWER_S = 0.6
+SLOW_CALL_S = 0.2
+SLOW_ANSWER_S = 0.45
 DELIVERIES_MAX = 12
 """After so many deliveries of one wish it is said that the connector never comes to an end."""
 AMBIGUOUS_WAIT_S = 15.0
