@@ -182,7 +182,8 @@ class BoundedConnection(HttpToolsProtocol):
             super().timeout_keep_alive_handler()
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP gets SCIM's answer, too."""
+        """What is no HTTP gets SCIM's answer, too, and a line in the log like every other request."""
+        log.info("listener.refused", status=400, cause="no_http")
         self._refuse(ScimError(400, "This is not a valid HTTP request.", "invalidSyntax"))
 
     def _is_idle(self) -> bool:
@@ -265,7 +266,7 @@ class HttpServer(uvicorn.Server):
                 ws="none",
                 lifespan="off",
                 access_log=False,
-                log_level="warning",
+                log_level="error",  # its warning for whatever is no HTTP is no line of our log: no JSON, no time
                 server_header=False,
                 date_header=False,
                 proxy_headers=False,

@@ -341,7 +341,7 @@ def _schemas(spec: Spec | None, limits: Limits) -> _Json:
         "AnyResource": {"anyOf": [_ref("User"), _ref("Group")]},
         "Discovered": {
             "type": "object",
-            "required": ["schemas", "meta"],
+            "required": ["schemas"],
             "properties": {"schemas": _texts(), "id": {"type": "string"}, "meta": _META},
         },
         **_messages(limits),

@@ -37,9 +37,9 @@ class Loop:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
+    def run(self, work: Coroutine[Any, Any, T], wait_s: float | None = WAIT_S) -> T:
         future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
-        return future.result(WAIT_S)
+        return future.result(wait_s)
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
