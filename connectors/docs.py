@@ -1,6 +1,7 @@
-"""Print what connectors say about themselves into `connectors/README.md`: `python -m connectors.docs`.
+"""Print what connectors say about themselves into `connectors/README.md` and the setup pages: `python -m connectors.docs`.
 
-Everything between the two markers of that file is made here from the specs and settings; a test fails when it is stale.
+Everything between the two markers of that file is made here from the specs and settings, and so are the marked parts of the pages
+in `connectors/setup/` (`setup_pages.py`); a test fails when they are stale.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from connectors import registry
+from connectors import registry, setup_pages
 from schemas.config import Secret
 from schemas.specs import Attribute, Spec
 
@@ -48,7 +49,10 @@ def with_printed(page: str) -> str:
 def _section(name: str) -> str:
     connector = registry.load(name)
     spec = connector.spec
-    lines = [f"### {spec.title} (`{name}`)", "", *_facts(spec), ""]
+    lines = [f"### {spec.title} (`{name}`)", "", *_facts(spec)]
+    if (setup_pages.FOLDER / f"{name}.md").is_file():
+        lines.append(f"- Setup, step by step, for the Entra admin: [setup/{name}.md](setup/{name}.md)")
+    lines.append("")
     notes = README.with_name(f"{name}.md")
     if notes.is_file():  # what an author wrote by hand, see `provgate connector new`
         lines += [notes.read_text(encoding="utf-8").strip(), ""]
@@ -142,8 +146,10 @@ def _default(field: Any) -> str:
 
 
 def main() -> int:
-    """Rewrite the page."""
+    """Rewrite the pages."""
     README.write_text(with_printed(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in setup_pages.pages():
+        page.write_text(setup_pages.with_printed(page.stem, page.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
 

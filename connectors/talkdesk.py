@@ -260,13 +260,13 @@ class Talkdesk(Connector[Settings, Account]):
                 f"{EXTENSION}:rolesString",
                 "rolesString",
                 source="SingleAppRoleAssignment([appRoleAssignments])",
-                note=f"existing roles, separated by ;  unmapped means {DEFAULT_ROLE} (T11-T14)",
+                note=f"existing roles, separated by semicolons; unmapped means {DEFAULT_ROLE} (T11-T14)",
             ),
             Attribute(
                 f"{EXTENSION}:teamsString",
                 "teamsString",
                 source="Constant, or a custom attribute",
-                note="existing teams, separated by ;  unmapped means no team (T15, T16)",
+                note="existing teams, separated by semicolons; unmapped means no team (T15, T16)",
             ),
         ),
         groups_step=(
