@@ -164,7 +164,9 @@ class _Demo:
                 self.console.print("\nPress Ctrl-C to stop. Try in another terminal:")
                 provgate = Path(sys.executable).with_name("provgate")
                 shown = provgate.relative_to(Path.cwd()) if provgate.is_relative_to(Path.cwd()) else provgate
-                for command in ("status", "events tail", "dead list"):
+                someone = _directory(ROLES)[0][0].user_principal_name
+                commands = ("status", "events tail", f"user show {someone}", "dead list", "key new talkdesk")
+                for command in commands:
                     self.console.print(f"  {shown} {command} --data {self.data}", soft_wrap=True)
             await stop.wait()
             self.console.print("Stopping.")
@@ -276,9 +278,10 @@ class _Demo:
         # An address that is cut off is no address: the column keeps its width on a narrow terminal too.
         longest = max(len(self._tenant_url(target)) for target in targets)
         table.add_column("Tenant URL (what an Entra admin enters)", min_width=longest, no_wrap=True)
-        table.add_column("emulated product", overflow="fold")
+        table.add_column("emulated product", no_wrap=True)  # without its http://, all of it fits eighty columns
         for target in targets:
-            table.add_row(target, self._tenant_url(target), self.emulators.get(target, "calls nobody"))
+            product = self.emulators.get(target, "calls nobody").removeprefix("http://")
+            table.add_row(target, self._tenant_url(target), product)
         self.console.print(table)
         self.console.print(f"Operators: {self.operator_url} (token in {self.data}/operator.json)", soft_wrap=True)
 

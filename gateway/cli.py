@@ -45,6 +45,7 @@ BATCH_MAX = 100
 """Changes moved by one call; more than one call shows a progress bar."""
 BULK_MAX = 100_000
 SKIPPED_SHOWN_MAX = 20
+COLUMNS_SHOWN_MAX = 30
 LOOK_EVERY_S = 0.3
 USERS_PER_ORDER_MAX = 200
 ORDER_CHARS_MAX = 200_000
@@ -108,7 +109,9 @@ _user = _group("user", "One person: what was asked, what became of it, what come
 _key = _group("key", "Access keys for Entra: make, list, revoke.")
 _client = _group("client", "Client secrets for Entra's OAuth client credentials: make, list, revoke.")
 _auth = _group("auth", "Refused sign-ins: list, and why one was refused.")
-_connector = _group("connector", "Connectors, for their authors: list, begin a new one, try its promises.")
+_connector = _group(
+    "connector", "Connectors: list, settings kept at a product; for authors: begin a new one, try its promises."
+)
 _target = _group("target", "Targets: list, look at, pause, resume, probe.")
 _entra = _group("entra", "The emulated Entra: record what it sends, send a recording to another target.")
 
@@ -550,7 +553,9 @@ def match_accounts(
     with _watching(access) as watch:
         if file is not None:
             try:
-                for batch in _batches(read_users(file)):
+                for number, batch in enumerate(_batches(read_users(file))):
+                    if not number:
+                        _check_map(sources, batch, file)
                     watch(api.post(f"{path}/users", {"users": batch, "sources": sources}))
             except UnreadableExport as exc:
                 raise Failure(str(exc), WRONG_USE) from exc
@@ -620,6 +625,16 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals or not path or not source:
         raise Failure(f"--map {text}: write SCIM path=attribute, e.g. userName=mail", WRONG_USE)
     return path, source
+
+
+def _check_map(sources: Mapping[str, str], users: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """A slip in --map would make every user one the product refuses."""
+    from gateway.entra_export import absent
+
+    missing, present = absent(sources, users)
+    if missing:
+        shown = ", ".join(present[:COLUMNS_SHOWN_MAX])
+        raise Failure(f"--map: {file.name} has no column {missing[0]!r}; it has: {shown}", WRONG_USE)
 
 
 def _batches(users: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -906,6 +921,43 @@ def connector_test(
 
     logs.configure("connector test", level="warning")  # the table says what happened; calls one by one would bury it
     return _started(_kit().try_connector(name, as_json=as_json))
+
+
+@_connector.command(
+    help_epilogue="Examples:\n  provgate connector configure babelforce\n"
+    '  provgate connector configure babelforce --write --yes --reason "first setup"'
+)
+def configure(
+    target: Annotated[str, Parameter(help="Name of the target.")],
+    /,
+    *,
+    write: Annotated[bool, Parameter(negative=(), help="Write what differs, after showing it and asking.")] = False,
+    yes: Annotated[bool, Parameter(negative=(), help="Do not ask.")] = False,
+    reason: Annotated[str, Parameter(help="Why, for the record.")] = "",
+    access: Access = HERE,
+) -> int:
+    """Settings that a product keeps and only its interface can change: show what differs from what is needed, or write it.
+
+    A worker reads them with the target's credential. Ends with 1 when something differs (still).
+    """
+    api, path = Api(access), f"/targets/{_segment(target)}/configuration"
+    asks = write and not yes
+    if asks and (access.as_json or not sys.stdin.isatty()):
+        raise Failure("--write asks before it writes; where nobody can answer, say --yes", WRONG_USE)
+    with _spinning(access, "A worker reads them"):
+        answer = api.get(path)
+    if not write or answer["fine"]:
+        _show(access, answer, lambda terminal: terminal.configuration(answer))
+        return FINE if answer["fine"] else NOT_FINE
+    if not access.as_json:
+        _show(access, answer, lambda terminal: terminal.configuration(answer))
+    if asks and input(f"Write these settings at {answer['product']}? [y/N] ").strip().casefold() not in ("y", "yes"):
+        print("Nothing was written.")
+        return NOT_FINE
+    with _spinning(access, "A worker writes them"):
+        written = api.post(path, {"version": answer["version"], "reason": reason})
+    _show(access, written, lambda terminal: terminal.configuration(written))
+    return FINE if written["fine"] else NOT_FINE
 
 
 # ---- choosing and moving many
@@ -1232,7 +1284,7 @@ class Api:
         try:
             said = str(json.loads(response.read(ANSWER_BYTES_MAX))["error"])
         except (OSError, ValueError, KeyError, TypeError):
-            said = f"{self.url} answered {response.status}"
+            said = f"{self.url} answered {response.status}, and not as an operators' API does; {ACCESS_FILE} holds its address"
         if response.status in (401, 403):
             return Failure(said, REFUSED)
         return Failure(said, UNREACHABLE if response.status >= 500 else WRONG_USE)

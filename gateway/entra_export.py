@@ -7,7 +7,7 @@ SCIM attribute is the target's mapping: the connector's declaration names the so
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from schemas.resources import ENTERPRISE_SCHEMA
@@ -66,6 +66,15 @@ def document_of(record: Mapping[str, Any], spec: Spec | None, sources: Mapping[s
     return document
 
 
+def absent(sources: Mapping[str, str], records: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    """Attributes that a mapping names and no record has, and the names the records do have."""
+    names: dict[str, str] = {}
+    for record in records:
+        names |= {_folded(str(name)): str(name) for name in record}
+    wanted = sorted(set(sources.values()))
+    return [source for source in wanted if names.keys().isdisjoint(_names(source))], sorted(names.values())
+
+
 def label_of(document: Mapping[str, Any]) -> str:
     """What the user of a document is called."""
     return str(document.get("userName") or "")
@@ -82,9 +91,13 @@ def _folded(name: str) -> str:
     return name.replace("\ufeff", "").strip().casefold()
 
 
-def _held(fields: Mapping[str, Any], source: str) -> Any:
+def _names(source: str) -> tuple[str, ...]:
     name = source.casefold()
-    for alias in ALIASES.get(name, (name,)):
+    return ALIASES.get(name, (name,))
+
+
+def _held(fields: Mapping[str, Any], source: str) -> Any:
+    for alias in _names(source):
         if alias in fields and fields[alias] not in (None, "", []):
             return fields[alias]
     return None

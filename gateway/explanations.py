@@ -6,6 +6,7 @@ Values of people are masked here too, and only here.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -23,6 +24,9 @@ Light = Literal["green", "yellow", "red", "grey"]
 
 KEY_WARN_DAYS = 14
 """A key that ends within this many days is named in the status (vendors give 30/14/7/1 days by mail; this is the loud part)."""
+CREDENTIAL_WARN_DAYS = 30
+"""A product's credential is spoken of from so many days before its end on; to change one takes people on both sides."""
+DAY_S = 86_400.0
 SHOWN_NAMES_MAX = 3
 """How many targets the one sentence names before it only counts."""
 
@@ -57,16 +61,26 @@ def moment(at: float) -> str:
 # ---- targets
 
 
+class Credential(Struct, frozen=True):
+    """A credential that a product gave us. `ends_at`: epoch seconds; `remedy`: what a person does about it."""
+
+    what: str
+    ends_at: float
+    remedy: str
+
+
 class Served(Struct, frozen=True):
     """What the workers' presence says of one target.
 
     Args:
         workers: ids of the workers that take its events.
         problems: why workers that know it do not.
+        credential: when the product's credential ends, where the connector knows.
     """
 
     workers: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    credential: Credential | None = None
 
 
 class Problem(Struct, frozen=True):
@@ -93,6 +107,7 @@ def served_by(presences: Iterable[Mapping[str, Any]], target: str) -> Served:
     """Which workers serve a target, out of the presence documents of all workers."""
     workers: list[str] = []
     problems: list[str] = []
+    credential: Credential | None = None
     for presence in presences:
         targets = presence.get("targets")
         entry = targets.get(target) if isinstance(targets, dict) else None
@@ -100,9 +115,20 @@ def served_by(presences: Iterable[Mapping[str, Any]], target: str) -> Served:
             continue
         if entry.get("serving"):
             workers.append(str(presence.get("worker", "")))
+            found = _credential(entry.get("credential"))
+            # While workers know different ones, e.g. in the middle of a change, the one that ends first is spoken of.
+            if found is not None and (credential is None or found.ends_at < credential.ends_at):
+                credential = found
         else:
             problems += [str(problem) for problem in entry.get("problems", ())]
-    return Served(tuple(sorted(workers)), tuple(dict.fromkeys(problems)))
+    return Served(tuple(sorted(workers)), tuple(dict.fromkeys(problems)), credential)
+
+
+def _credential(said: Any) -> Credential | None:
+    try:
+        return None if said is None else msgspec.convert(said, Credential)
+    except msgspec.ValidationError:  # a worker of another version
+        return None
 
 
 def problems_of(
@@ -172,7 +198,22 @@ def problems_of(
     if clients_known:
         spare = other_ways or both  # without keys either, that is said of the keys
         found += _key_problems("client", "client secret", name, client_days_left, spare)
+    if served.credential is not None:
+        found += _credential_problems(served.credential, now)
     return sorted(found, key=lambda problem: not problem.red)
+
+
+def _credential_problems(credential: Credential, now: float) -> list[Problem]:
+    """From CREDENTIAL_WARN_DAYS before the end; whether the product still takes it is the circuit's to say."""
+    left_s = credential.ends_at - now
+    if left_s > CREDENTIAL_WARN_DAYS * DAY_S:
+        return []
+    days_left = math.floor(left_s / DAY_S)
+    if days_left < 0:
+        phrase = f"has a {credential.what} that ended {counted(-days_left, 'day')} ago"
+    else:
+        phrase = f"has a {credential.what} that ends in {counted(days_left, 'day')}"
+    return [Problem("credential", False, phrase, credential.remedy)]
 
 
 def _key_problems(command: str, noun: str, name: str, days_left: int | None, spare: bool) -> list[Problem]:
@@ -200,20 +241,29 @@ def light_of(problems: Sequence[Problem], *, enabled: bool) -> Light:
 
 
 def status_sentence(
-    problems: Mapping[str, Sequence[Problem]], waiting: Mapping[str, int], *, bus_connected: bool
+    problems: Mapping[str, Sequence[Problem]],
+    waiting: Mapping[str, int],
+    *,
+    bus_connected: bool,
+    only: str | None = None,
 ) -> str:
     """The one plain sentence above everything else.
 
     Args:
         problems: of every enabled target, by name.
         waiting: how many changes wait, by target.
+        only: the target that was asked about, when it was one of perhaps several.
     """
+    if not problems and only is not None:
+        return f"{only} is switched off in the configuration file."
     if not problems:
         return "No target is configured; add a [targets.<name>] section to the configuration file."
     if not bus_connected:
         return f"NATS cannot be reached; {_waits(sum(waiting.values()))}."
     wrong = {name: found for name, found in problems.items() if found}
     if not wrong:
+        if only is not None:
+            return f"{only} is working."
         if len(problems) == 1:
             return f"The only target, {next(iter(problems))}, is working."
         return f"All {len(problems)} targets are working."

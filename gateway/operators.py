@@ -269,7 +269,7 @@ async def status(services: Given, target: FromQuery[str | None] = None) -> views
     overload = services.overload()
     return views.StatusView(
         at=around.now,
-        sentence=explain.status_sentence(problems, waits, bus_connected=around.bus_connected),
+        sentence=explain.status_sentence(problems, waits, bus_connected=around.bus_connected, only=target),
         fine=around.bus_connected
         and bool(problems)
         and not any(problems.values())
@@ -305,6 +305,12 @@ def _known(services: Services, name: str) -> str:
         names = ", ".join(sorted(services.targets())) or "none"
         raise OperatorError(404, f"There is no target {explain.sentence_of(name)!r}; configured: {names}.")
     return name
+
+
+def _ever_known(services: Services, reader: Reader, name: str | None) -> None:
+    """A filter by target: of the file, or one that was in it once and left something behind. A slip of the pen is said."""
+    if name is not None and all(record.row.name != name for record in reader.targets()):
+        _known(services, name)
 
 
 def _around(services: Services) -> views.Surroundings:
@@ -524,6 +530,7 @@ async def list_dead(
     now = services.clock.now()
 
     def query(reader: Reader) -> views.StuckList:
+        _ever_known(services, reader, target)
         causes = [
             held
             for held in reader.dead_causes()
@@ -563,6 +570,7 @@ async def list_held(
     now = services.clock.now()
 
     def query(reader: Reader) -> views.StuckList:
+        _ever_known(services, reader, target)
         names = [target] if target is not None else [record.row.name for record in reader.targets()]
         names = sorted({*names, *([] if target is not None else services.targets())})
         total, rows = 0, []
@@ -719,6 +727,7 @@ async def find_resources(services: Given, body: RawBody) -> views.FoundView:
     around = _around(services)
 
     def query(reader: Reader) -> views.FoundView:
+        _ever_known(services, reader, order.target)
         rows = [row for row in reader.find_person(order.who) if order.target in (None, row.target)]
         found = (views.resource_view(around, reader, row, show_values=order.show_values) for row in rows[:FOUND_MAX])
         return views.FoundView(around.now, len(rows), tuple(found))

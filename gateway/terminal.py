@@ -23,7 +23,10 @@ from gateway.explanations import counted, duration, moment
 WIDTH_WITHOUT_TERMINAL = 100
 NOT_SENT = "not_sent"
 """What stands in place of an error at a call that was only rehearsed."""
-NAME_CHARS_MIN = 12
+KEY_SOON_DAYS = 60
+KEY_URGENT_DAYS = 14
+NAME_WHOLE_CHARS_MAX = 16
+"""Longer names of targets may be folded in a narrow terminal."""
 """A target's name is folded beyond this when the table would not fit otherwise."""
 IDS_SHOWN_MAX = 5
 """Ids under one cause; the rest are counted."""
@@ -121,25 +124,35 @@ def _overload(overload: Mapping[str, Any] | None, now: float) -> list[Text]:
 def target_lines(targets: Sequence[Mapping[str, Any]], now: float) -> Table:
     """A line per target."""
     numbers = ("Applied", "Waiting", "Blocked", "Held", "Dead")
-    columns = ("", "Target", "Worker", "Circuit", *numbers, "Oldest", "Last", "Key")
-    table = _table(*columns, right=numbers, whole=("Circuit", "Oldest", "Last", "Key"), gap=1)
-    table.columns[1].min_width = NAME_CHARS_MIN
+    # All of it has to fit eighty columns: how long the oldest waits stands below how many do, and keys are a column only
+    # when somebody has to do something about one.
+    keys = ("Key",) if any(_wants_key(target["key_days_left"]) for target in targets) else ()
+    columns = ("", "Target", "Worker", "Circuit", *numbers, "Last", *keys)
+    table = _table(*columns, right=numbers, whole=("Worker", "Circuit", "Last", "Key"), gap=1)
+    longest = max((len(target["name"]) for target in targets), default=0)
+    table.columns[1].min_width = min(longest, NAME_WHOLE_CHARS_MAX)
     for target in targets:
         counts = target["counts"]
         shown = [Text(f"{counts['applied']:,}")]
         shown += [_alarm(counts[name]) for name in ("waiting", "blocked", "held", "dead")]
+        if target["oldest_waiting_s"] is not None:
+            shown[1].append(f"\n{duration(target['oldest_waiting_s'])}", style="bright_black")
         _row(
             table,
             Text("●", style=_LIGHTS[target["light"]]),
-            Group(plain(target["name"], "bold"), plain(target["connector"], "bright_black"), *_shadow_mark(target)),
+            Group(plain(target["name"], "bold"), *_connector(target), *_shadow_mark(target)),
             _workers(target),
             _circuit(target, now),
             *shown,
-            "-" if target["oldest_waiting_s"] is None else duration(target["oldest_waiting_s"]),
             _last(target["last_outcome"], now),
-            _key_days(target["key_days_left"]),
+            *([_key_days(target["key_days_left"])] if keys else []),
         )
     return table
+
+
+def _connector(target: Mapping[str, Any]) -> list[Text]:
+    """Only where the name of the target does not say it already."""
+    return [] if target["connector"] == target["name"] else [plain(target["connector"], "bright_black")]
 
 
 def _shadow_mark(target: Mapping[str, Any]) -> list[Text]:
@@ -163,9 +176,10 @@ def _circuit(target: Mapping[str, Any], now: float) -> Text:
     circuit = target["circuit"]
     if circuit["state"] == "closed":
         return Text("closed", style="green")
-    text = Text(f"{circuit['state']} {duration(now - circuit['since'])}", style="red")
+    text = Text(circuit["state"], style="red")
+    text.append(f"\n{duration(now - circuit['since'])}")
     if circuit["next_probe_at"]:
-        text.append(f"\nprobe in {duration(circuit['next_probe_at'] - now)}", style="bright_black")
+        text.append(f"\nprobe in\n{duration(circuit['next_probe_at'] - now)}", style="bright_black")
     return text
 
 
@@ -177,10 +191,14 @@ def _last(outcome: Mapping[str, Any] | None, now: float) -> Text:
     )
 
 
+def _wants_key(days: int | None) -> bool:
+    return days is None or days <= KEY_SOON_DAYS
+
+
 def _key_days(days: int | None) -> Text:
     if days is None:
         return Text("none", style="yellow")
-    return Text("ended" if days < 0 else f"{days} d", style="yellow" if days <= 14 else "")
+    return Text("ended" if days < 0 else f"{days} d", style="yellow" if days <= KEY_URGENT_DAYS else "")
 
 
 def waiting(groups: Sequence[Mapping[str, Any]], now: float) -> Table:
@@ -191,6 +209,13 @@ def waiting(groups: Sequence[Mapping[str, Any]], now: float) -> Table:
         nxt = ago(group["next_at"], now) if group["next_at"] and group["next_at"] > now else "-"
         _row(table, group["target"], f"{group['count']:,}", oldest, nxt, group["message"])
     return table
+
+
+def _credential_fact(days: int | None) -> list[tuple[str, str]]:
+    """Only of products whose credential is known to end."""
+    if days is None:
+        return []
+    return [("Credential", f"ended {counted(-days, 'day')} ago" if days < 0 else f"ends in {counted(days, 'day')}")]
 
 
 def target(view: Mapping[str, Any], now: float) -> RenderableType:
@@ -213,6 +238,7 @@ def target(view: Mapping[str, Any], now: float) -> RenderableType:
         ("Reconciled", reconcile_sentence(view["reconcile"], now) if view.get("reconcile") else "never"),
         ("Signs in by", ", ".join(view["auth"])),
         ("Key", "none" if view["key_days_left"] is None else f"ends in {counted(view['key_days_left'], 'day')}"),
+        *_credential_fact(view.get("credential_days_left")),
     ]
     for name, value in facts:
         _row(lines, plain(name, "bright_black"), value)
@@ -478,6 +504,31 @@ def _clock(at: Any) -> str:
     return when.astimezone().strftime("%H:%M:%S")
 
 
+# ---- settings that a product keeps
+
+
+def configuration(view: Mapping[str, Any]) -> RenderableType:
+    """What differs from what is needed, and what was changed just now."""
+    changed, differing = view["changed"], view["differences"]
+    parts: list[RenderableType] = []
+    for rows, head in ((changed, "Written"), (differing, "Differs")):
+        if rows:
+            table = _table("Setting", "Was" if rows is changed else "Is", "Is" if rows is changed else "Must be")
+            for row in rows:
+                _row(table, row["path"], _setting(row["held"]), _setting(row["wanted"]))
+            parts += [Text(f"{head} at {view['product']} for {view['target']}", style="bold"), table]
+    if view["fine"]:
+        again = "Read again: " if changed else ""
+        parts.append(plain(f"{again}all settings are as they must be.".capitalize(), "green"))
+    elif not changed:
+        parts.append(plain(f"Write it with: provgate connector configure {view['target']} --write", "yellow"))
+    return Group(*parts)
+
+
+def _setting(value: Any) -> str:
+    return "-" if value is None else _compact(value)
+
+
 # ---- plans and shadow mode
 
 
@@ -528,7 +579,8 @@ def plan(view: Mapping[str, Any]) -> RenderableType:
     if view["reads"]:
         parts.append(
             plain(
-                f"\n{counted(len(view['reads']), 'call')} that only read were really made for this plan.",
+                f"\n{counted(len(view['reads']), 'call')} that only read {'was' if len(view['reads']) == 1 else 'were'} "
+                "really made for this plan.",
                 "bright_black",
             )
         )
@@ -613,13 +665,23 @@ _DIFFERENCE_WORDS = {
     "refused": ("yellow", "the product would not take the present wish any more"),
     "unknown": ("bright_black", "an account nobody here has; it is left alone"),
 }
+_CODE_WORDS = {
+    "several_accounts": "more than one account answers to this user",
+    "several_users": "more than one user answers to this account",
+    "linked_elsewhere": "the account carries the externalId of somebody else",
+    "exists_under_other_address": "an account has the person's other address",
+    "not_adopted": "there is an account, and the target does not take accounts over",
+    "second_account": "its user is linked to another account",
+    "deleted_here": "of a user that was deleted here",
+}
+"""What the codes of gateway/comparison.py mean to a reader; the counts above and the CSV keep the code."""
 
 
 def match(view: Mapping[str, Any], some: Sequence[Mapping[str, Any]]) -> RenderableType:
     """What the first cycle would come to: counts, causes, and the first lines of each class."""
     progress = view["progress"]
     head = plain(f"{view['target']}: {progress['accounts']:,} accounts, {progress['users']:,} users.\n", "bold")
-    return Group(head, _classes(view, _MATCH_WORDS), *_lines(some))
+    return Group(head, _classes(view, _MATCH_WORDS), *_lines(some, view["counts"], _MATCH_WORDS))
 
 
 def reconciled(report: Mapping[str, Any], some: Sequence[Mapping[str, Any]], now: float) -> RenderableType:
@@ -629,7 +691,7 @@ def reconciled(report: Mapping[str, Any], some: Sequence[Mapping[str, Any]], now
     if report["message"]:
         parts.append(plain(report["message"], "cyan"))
     if report["counts"]:
-        parts += [Text(""), _classes(report, _DIFFERENCE_WORDS), *_lines(some)]
+        parts += [Text(""), _classes(report, _DIFFERENCE_WORDS), *_lines(some, report["counts"], _DIFFERENCE_WORDS)]
     return Group(*parts)
 
 
@@ -661,11 +723,21 @@ def _classes(counted_: Mapping[str, Any], words: Mapping[str, tuple[str, str]]) 
     return table
 
 
-def _lines(some: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+def _lines(
+    some: Sequence[Mapping[str, Any]], counts: Mapping[str, int], words: Mapping[str, Any]
+) -> list[RenderableType]:
+    """The first lines, in the order of the classes above them, and how many there are beyond."""
     if not some:
         return []
+    order = {name: place for place, name in enumerate(words)}
     table = _table("Class", "User", "Who", "Account", "Cause, or what differs")
-    for line in some:
-        why = line["message"] or " ".join(filter(None, (line["code"], ", ".join(line["attributes"]))))
+    for line in sorted(some, key=lambda line: order.get(line["class"], len(order))):
+        why = line["message"] or " ".join(
+            filter(None, (_CODE_WORDS.get(line["code"], line["code"]), ", ".join(line["attributes"])))
+        )
         _row(table, line["class"], line["resource"], line["label"], line["account_id"], why)
-    return [Text(""), table]
+    more = sum(counts.values()) - len(some)
+    rest = [
+        plain(f"and {counted(more, 'line')} more; --first N shows more of each class, --csv FILE writes all", "cyan")
+    ]
+    return [Text(""), table, *(rest if more > 0 else [])]

@@ -183,7 +183,9 @@ async def _expected(served: Served, document: Mapping[str, Any]) -> ExpectedUser
     except NormalizationError as exc:
         return ExpectedUser(code=exc.code, message=exc.message, attribute=exc.attribute)
     except msgspec.ValidationError:
-        return ExpectedUser(code="unreadable_user", message="An attribute has a type it cannot have.")
+        return ExpectedUser(
+            code="unreadable_user", message="userName is missing, or an attribute has a type it cannot have."
+        )
     except ConnectorError:
         raise
     except Exception as exc:  # the connector broke its contract for this user; the others go on

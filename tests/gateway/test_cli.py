@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import resource as usage
@@ -15,7 +16,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from gateway import terminal
 from gateway.access import write_access_file
 from gateway.cli import FINE, NOT_FINE, REFUSED, UNREACHABLE, WRONG_USE
 from schemas.states import Result, State
@@ -63,8 +66,58 @@ async def test_status_is_a_sentence_and_a_table_that_fits_100_columns(here: Oper
     assert max(map(len, lines)) <= COLUMNS
     assert any(line.split()[1:3] == ["alpha", "1"] for line in lines), ended.out
     assert "provgate dead list --target alpha" in ended.out
-    for heading in ("Target", "Circuit", "Applied", "Waiting", "Dead", "Oldest"):
+    for heading in ("Target", "Circuit", "Applied", "Waiting", "Blocked", "Dead", "Last"):
         assert heading in ended.out
+
+
+async def test_the_status_of_one_target_does_not_say_that_it_is_the_only_one(here: Operated) -> None:
+    """Asked about one of several, the sentence is about that one."""
+    await with_keys(here)
+    await here.applied("bob")
+    here.workers = [worker_of(ALPHA)]
+
+    assert (await here.typed("status", ALPHA)).out.splitlines()[0] == "alpha is working."
+
+
+async def test_a_filter_by_a_target_that_never_was_is_a_mistake_and_not_an_empty_list(here: Operated) -> None:
+    """A slip in a target's name must not look like "nothing to do"."""
+    for command in (
+        ("dead", "list", "--target", "alhpa"),
+        ("dead", "redrive", "--all", "--target", "alhpa"),
+        ("held", "list", "--target", "alhpa"),
+        ("held", "approve", "--target", "alhpa"),
+        ("user", "show", "ada@contoso.example", "--target", "alhpa"),
+    ):
+        ended = await here.typed(*command)
+        assert ended.code == WRONG_USE, command
+        assert "There is no target 'alhpa'; configured: alpha, beta." in ended.err
+
+
+@pytest.mark.parametrize("circuit", ["closed", "down", "auth"])
+def test_a_line_of_a_target_in_trouble_fits_80_columns_with_nothing_cut_off(circuit: str) -> None:
+    """The widest cells there are, in the narrowest terminal people have: names, states and ages stay whole."""
+    target = {
+        "name": "bobs_business",
+        "connector": "bobs_business",
+        "light": "red",
+        "enabled": True,
+        "shadow": False,
+        "workers": ["w"],
+        "paused_by": None,
+        "circuit": {"state": circuit, "since": 0.0, "next_probe_at": 1_060.0},
+        "counts": {"applied": 100_000, "waiting": 1_234, "blocked": 0, "held": 0, "dead": 0},
+        "oldest_waiting_s": 3_000.0,
+        "last_outcome": {"at": 1.0, "result": "misconfigured"},
+        "key_days_left": 89,
+    }
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(terminal.target_lines([target], 1_000.0))
+    shown = console.export_text()
+
+    assert max(map(len, shown.splitlines())) <= 80
+    for whole in ("bobs_business", "Worker", circuit, "100,000", "1,234", "50 min", "misconfigured"):
+        assert whole in shown, shown
+    assert "…" not in shown
 
 
 async def test_every_table_fits_100_columns(here: Operated) -> None:

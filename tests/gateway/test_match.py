@@ -108,6 +108,10 @@ async def test_stored_users_are_matched_without_a_file(nats_server: NatsServer, 
         assert (wrong.code, "no target" in wrong.err) == (2, True)
         missing = await here.typed("match", TARGET, "--file", str(tmp_path / "none.csv"))
         assert missing.code == 2
+        export = tmp_path / "users.csv"
+        export.write_text("userPrincipalName,mail\ncy@contoso.example,cy@example.com\n")
+        slip = await here.typed("match", TARGET, "--file", str(export), "--map", "userName=mial")
+        assert (slip.code, "no column 'mial'; it has: mail, userPrincipalName" in slip.err) == (2, True), slip
 
 
 def test_two_users_of_one_account_and_forbidden_adoption_are_conflicts() -> None:
