@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_c
 
 from msgspec import Struct
 
+from schemas.configured import Difference as Difference
 from schemas.events import Identity as Identity
 from schemas.events import Step
 from schemas.resources import Group, User
@@ -287,6 +288,46 @@ class Imagines(Protocol):
             made_id: the id to give to what would be created.
             held: what this rehearsal knows of an address, from reading it or from an earlier `Imagined`; None when nothing.
         """
+
+
+@runtime_checkable
+class HasConfiguration(Protocol):
+    """A product that keeps settings for provisioning which only its interface can change; an operator reads and writes them."""
+
+    async def read_configuration(self) -> dict[str, Any]:
+        """What the product holds.
+
+        Raises:
+            Rejected: this target needs none of it, and why. Others as `check`.
+        """
+
+    def compare_configuration(self, held: Any) -> list[Difference]:
+        """Where that differs from what it must be; empty when nothing has to be written. Pure."""
+
+    async def write_configuration(self) -> dict[str, Any]:
+        """Make it so, and read it again. Safe to repeat."""
+
+
+class CredentialEnd(Struct, frozen=True, kw_only=True):
+    """When the credential a product gave us ends.
+
+    Args:
+        what: what it is called at the product, e.g. `Sofa access key`.
+        ends_at: epoch seconds.
+        remedy: what a person does about it.
+    """
+
+    what: str
+    ends_at: float
+    remedy: str
+
+
+@runtime_checkable
+class WatchesCredential(Protocol):
+    """A product whose credential ends on a known day; workers and operators are warned before."""
+
+    def credential_end(self) -> CredentialEnd:
+        """Of the one that lasts longest. Pure: reads the settings only, because it is asked every few seconds."""
 
 
 @runtime_checkable

@@ -21,6 +21,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from connectors.contract import (
     Connector,
+    CredentialEnd,
     Delivery,
     Directory,
     Endpoint,
@@ -862,6 +863,14 @@ class Sofa(Connector[Settings, Account]):
                 )
             ]
         return [Finding(level="ok", code="key_valid", message=f"The access key is valid until {day}.")]
+
+    def credential_end(self) -> CredentialEnd:
+        """Of the access key that is valid longest (S16, 5.3)."""
+        return CredentialEnd(
+            what="Sofa access key",
+            ends_at=datetime.fromisoformat(self._key_state()["expires"]).timestamp(),
+            remedy="Generate a new key in Sofa under Access details and set next_key; the old one serves until it ends.",
+        )
 
     def _key_state(self) -> dict[str, Any]:
         """Of the key that is valid longest."""

@@ -99,7 +99,8 @@ class LastOutcome(Struct, frozen=True):
 class TargetView(Struct, frozen=True, kw_only=True):
     """One target. `states` counts resources by every state; `problems` is empty when all is well, else worst first.
 
-    `reconcile`: the last comparison of its accounts with what was applied.
+    `reconcile`: the last comparison of its accounts with what was applied. `credential_days_left`: of the product's credential,
+    where its end is known; negative afterwards.
     """
 
     name: str
@@ -124,6 +125,7 @@ class TargetView(Struct, frozen=True, kw_only=True):
     key_days_left: int | None
     client_days_left: int | None
     tenant_url: str
+    credential_days_left: int | None = None
     reconcile: Report | None = None
 
 
@@ -439,6 +441,9 @@ def target_view(around: Surroundings, reader: Reader, name: str) -> TargetView:
         key_days_left=days_left,
         client_days_left=client_days_left,
         tenant_url=around.tenant_url(name),
+        credential_days_left=None
+        if served.credential is None
+        else math.floor((served.credential.ends_at - now) / DAY_S),
         reconcile=last_report(reader, name),
     )
 

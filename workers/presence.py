@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from connectors.contract import CredentialEnd
 from schemas import topology
 from schemas.config import Secret
 from schemas.logs import register_secret
@@ -40,6 +41,7 @@ class TargetPresence(Struct, frozen=True, omit_defaults=True, kw_only=True):
         spec: the connector's declaration, when it could be loaded.
         digest: changes exactly when connector, settings or the value of a credential change.
         problems: why the target is not served, path first.
+        credential: when the credential of the product ends, where the connector knows.
     """
 
     connector: str
@@ -47,6 +49,7 @@ class TargetPresence(Struct, frozen=True, omit_defaults=True, kw_only=True):
     spec: Spec | None = None
     digest: str = ""
     problems: tuple[str, ...] = ()
+    credential: CredentialEnd | None = None
 
 
 class Presence(Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,24 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from connectors.contract import Connector, Delivery, HasDirectory
+from connectors.contract import Connector, CredentialEnd, Delivery, HasDirectory, WatchesCredential
 from connectors.http import HttpClient
 from connectors.registry import CallsNobody, build, decode_settings
 from connectors.rehearsal import rehearsing_connector
 from schemas.config import Secret, TargetSettings
 from schemas.errors import ConfigurationError
+from schemas.logs import logger
 from schemas.specs import Spec
 from workers.limits import CallLimit, NameCache
 from workers.ownership import Slots
 from workers.presence import TargetPresence, digest
 
 Build = Callable[..., tuple[Connector[Any, Any], HttpClient | None]]
+
+
+CREDENTIAL_WARN_DAYS = (30, 14, 7, 1, 0)
+"""Days before a credential's end at which the log says so once each; 0 is the end itself."""
+DAY_S = 86_400.0
 
 
 class Served:
@@ -40,6 +47,7 @@ class Served:
         *,
         concurrency_max: int,
         before_call: Callable[[CallLimit], Awaitable[None]],
+        now: Callable[[], float] = time.time,
     ) -> None:
         problems: list[str] = []
         settings = decode_settings(configured.connector, configured.settings, f"targets.{name}.settings", problems)
@@ -62,6 +70,8 @@ class Served:
         self.concurrency = min(concurrency_max, self.spec.concurrency_max)
         self.slots = Slots(self.concurrency)
         self._shadow: Connector[Any, Any] | None = None
+        self._now = now
+        self._warned: tuple[float, int] | None = None
 
     def rehearsing(self) -> Connector[Any, Any]:
         """A new connector that calls through the same client and sends nothing that writes; close it after use."""
@@ -86,8 +96,38 @@ class Served:
         except ConfigurationError as exc:
             problems = tuple(f"targets.{self.name}: {exc.source} {problem}" for problem in exc.problems)
         return TargetPresence(
-            connector=self.configured.connector, serving=True, spec=self.spec, digest=self._digest, problems=problems
+            connector=self.configured.connector,
+            serving=True,
+            spec=self.spec,
+            digest=self._digest,
+            problems=problems,
+            credential=self._credential(),
         )
+
+    def _credential(self) -> CredentialEnd | None:
+        """When the product's credential ends; each step of CREDENTIAL_WARN_DAYS is logged once per credential."""
+        if not isinstance(self.connector, WatchesCredential):
+            return None
+        try:
+            end = self.connector.credential_end()
+        except Exception as exc:  # a connector may fail in any way; the presence of all other targets must not
+            logger().error("credential.unknown", target=self.name, error=type(exc).__name__)
+            return None
+        left_days = (end.ends_at - self._now()) / DAY_S
+        step = min((days for days in CREDENTIAL_WARN_DAYS if left_days <= days), default=None)
+        if step is None:
+            self._warned = None
+        elif self._warned != (end.ends_at, step):
+            self._warned = (end.ends_at, step)
+            logger().warning(
+                "credential.ending" if step else "credential.ended",
+                target=self.name,
+                what=end.what,
+                days_left=int(left_days // 1),
+                step_days=step,
+                remedy=end.remedy,
+            )
+        return end
 
     async def close(self) -> None:
         """Release the connector and its connections."""

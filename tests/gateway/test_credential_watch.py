@@ -1,0 +1,73 @@
+"""What operators are told of a product's credential that ends: status, the target's page, and the light."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gateway.operated import ALPHA, BETA, Operated, operated, worker_of
+
+DAY_S = 86_400.0
+
+
+@pytest.fixture
+async def here(tmp_path: Path) -> AsyncIterator[Operated]:
+    """An operators' listener."""
+    async with operated(tmp_path) as there:
+        yield there
+
+
+def worker_with(left_days: float, name: str = "worker-1") -> dict[str, Any]:
+    """A worker whose product gave it a credential that ends in so many days."""
+    credential = {
+        "what": "Sofa access key",
+        "ends_at": time.time() + left_days * DAY_S,
+        "remedy": "Generate a new key in Sofa under Access details and set next_key.",
+    }
+    document = worker_of(ALPHA, BETA)
+    targets = {**document["targets"], ALPHA: {**document["targets"][ALPHA], "credential": credential}}
+    return {**document, "worker": name, "targets": targets}
+
+
+async def problems(here: Operated) -> list[dict[str, Any]]:
+    """Those of the target that are about the product's credential."""
+    view = (await here.get(f"/targets/{ALPHA}"))["target"]
+    return [one for one in view["problems"] if one["code"] == "credential"]
+
+
+@pytest.mark.parametrize(
+    ("left_days", "phrase"),
+    [
+        (31.5, None),
+        (29.5, "has a Sofa access key that ends in 29 days"),
+        (1.5, "has a Sofa access key that ends in 1 day"),
+        (-0.5, "has a Sofa access key that ended 1 day ago"),
+    ],
+)
+async def test_a_credential_that_ends_soon_is_a_problem_with_a_remedy(
+    here: Operated, left_days: float, phrase: str | None
+) -> None:
+    """S16, 5.3: an operator who only looks at the status learns of it 30 days ahead; nothing stands still because of it."""
+    here.workers[:] = [worker_with(left_days)]
+    found = await problems(here)
+    assert [one["phrase"] for one in found] == ([phrase] if phrase else [])
+    assert all("Access details" in one["remedy"] and not one["red"] for one in found)
+    status = await here.get("/status")
+    assert (phrase is not None) == ("Sofa access key" in json.dumps(status["targets"][0]["problems"]))
+    shown = await here.typed("target", "show", ALPHA)
+    assert "Credential" in shown.out
+    assert phrase is None or phrase in " ".join(shown.out.split())
+
+
+async def test_what_another_version_of_a_worker_says_breaks_no_status(here: Operated) -> None:
+    """Presence is what others wrote; of two workers the one whose credential ends first is believed."""
+    strange = worker_with(3, "worker-2")
+    strange["targets"][ALPHA] = {**strange["targets"][ALPHA], "credential": {"ends_at": "soon"}}
+    here.workers[:] = [worker_with(20), strange, worker_with(9.5, "worker-3")]
+    assert [one["phrase"] for one in await problems(here)] == ["has a Sofa access key that ends in 9 days"]
+    assert (await here.get(f"/targets/{ALPHA}"))["target"]["credential_days_left"] == 9
