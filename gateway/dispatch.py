@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from gateway.bus import Bus, Message, Published
+from gateway.crashpoints import reached
 from gateway.ledger import Job, Ledger, Store, apply_effects
 from gateway.lifecycle import (
     READ_BACK_S,
@@ -169,6 +170,7 @@ class Dispatcher:
             await self.clock.sleep(wait_s)
             answer = await self.bus.publish(message)
         if answer in (Published.STORED, Published.DUPLICATE):
+            reached("G3")
             self._stored[message.resource] = message.fence
             if not self._recording:
                 self._recording = True
@@ -261,6 +263,7 @@ class Dispatcher:
         for row in rows:
             message = message_of(row, now)
             if message is not None and row.heard_at <= now - SWEEP_EVERY_S:  # younger ones are on their way out already
+                reached("G6")
                 self.spawn(self.publish(message))
 
     async def _look_for_the_unheard(self) -> None:

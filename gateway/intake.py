@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.bus import Message
+from gateway.crashpoints import reached
 from gateway.dispatch import Clock, Dispatcher
 from gateway.ledger import NO_KEYS, Ledger, Store
 from gateway.lifecycle import Row, accept, acknowledge
@@ -392,6 +393,7 @@ class Intake:
             wait = True  # nothing may be promised: the answer says "come again" after the wait
         ledger.save(row)
         ledger.add_event(row, actor="entra")
+        reached("G1")
         return _Taken(row=row, message=message, wait=wait, created=created)
 
     def _strict(self, target: str, patience: Patience) -> bool:
@@ -426,6 +428,8 @@ class Intake:
         row = taken.row
         if row is None or taken.error is not None:
             return Answer(error=taken.error)
+        if taken.message is not None:
+            reached("G2")
         txn = row.event_id  # by the end of the wait the row may be another wish's
         return msgspec.structs.replace(await self._outcome_of(target, row, taken, patience), txn=txn)
 
