@@ -140,6 +140,9 @@ class Ledger(Others, Protocol):
     def settle_members(self, group: str, add: Sequence[str], remove: Sequence[str], *, anew: bool) -> None:
         """These are in and out at the product now; `anew`: nobody else is in."""
 
+    def unsettle_relinked(self, group: str, members: Sequence[str], accounts: Sequence[str]) -> None:
+        """Of members settled just now with these accounts: those that have another one by now are not in with that one."""
+
     def forget_member(self, resource: str, now: float) -> None:
         """A resource is being deleted: it is a member of nothing any more, and the groups it leaves were modified now."""
 
@@ -173,6 +176,7 @@ def apply_effects(ledger: Ledger, row: Row, effects: Sequence[Effect], now: floa
             ledger.send_members(row.id, effect.members)
         elif isinstance(effect, MembersSettled):
             ledger.settle_members(row.id, effect.add, effect.remove, anew=effect.anew)
+            ledger.unsettle_relinked(row.id, effect.add, effect.accounts)
         elif isinstance(effect, Close):
             ledger.close_events(row.id, effect.generation, effect.outcome, now)
         elif isinstance(effect, MakeDirty):

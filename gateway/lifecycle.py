@@ -288,11 +288,15 @@ class MembersSent(Struct, frozen=True):
 
 
 class MembersSettled(Struct, frozen=True):
-    """These members were added and removed at the product. `anew`: the group was created, so nobody else is in it."""
+    """These members were added and removed at the product. `anew`: the group was created, so nobody else is in it.
+
+    `accounts` are those the members in `add` had when the event was made, in the same order; by now they may be others.
+    """
 
     add: tuple[str, ...]
     remove: tuple[str, ...]
     anew: bool = False
+    accounts: tuple[str, ...] = ()
 
 
 Effect = Close | MembersSent | MembersSettled | MakeDirty | Linked | Relinked | CircuitHit | RateLimitHit | Died | Issue
@@ -964,7 +968,12 @@ def _made_before(row: Row, outcome: Outcome) -> bool | None:
 
 def _members_of(sent: bytes | None, *, created: bool) -> MembersSettled:
     group = msgspec.json.decode(sent, type=ProvisioningEvent).group() if sent else Group(display_name="")
-    return MembersSettled(tuple(m.id for m in group.add), tuple(m.id for m in group.remove), anew=created)
+    return MembersSettled(
+        tuple(m.id for m in group.add),
+        tuple(m.id for m in group.remove),
+        anew=created,
+        accounts=tuple(m.account_id or "" for m in group.add),
+    )
 
 
 def _document_of(sent: bytes | None, row: Row) -> bytes:

@@ -8,9 +8,11 @@ import msgspec
 from msgspec import Struct
 
 from gateway.bus import Bus, Message
+from gateway.crashpoints import reached
 from gateway.dispatch import Clock, Dispatcher, stop
 from gateway.ledger import Ledger, Store, apply_effects
 from gateway.lifecycle import (
+    DEAD_STATES,
     CircuitHit,
     Died,
     Effect,
@@ -86,6 +88,7 @@ class Outcomes:
         """Settle one outcome; returns after the commit, so that the caller may acknowledge it then (rule A5)."""
         folded = await self.store.run(lambda ledger: self.fold_job(ledger, outcome))
         if folded.row is not None:
+            reached("G5")
             self.on_settled(folded.row)
             self.bus.announce_settled(folded.row.id)
             if folded.row.state is State.DEAD:
@@ -123,7 +126,8 @@ class Outcomes:
         if settled and outcome.blocked_on == SHADOW and not (row.looked or row.dirty or row.ambiguous):
             row.doubts.possible.clear()  # nothing was written, so nothing of this row can be at the product under these names
             row.doubts.written.clear()
-        done = row.state in (State.APPLIED, State.GONE) or (row.unfinished and not row.open)
+        rest = row.unfinished and not row.open and row.state not in DEAD_STATES
+        done = row.state in (State.APPLIED, State.GONE) or rest
         if done and self.awaited(row.id):
             acknowledge(row, row.settled_generation)  # a request waits here and is answered right after the commit
         apply_effects(ledger, row, effects, now)
@@ -135,6 +139,7 @@ class Outcomes:
         ledger.save(row)
         if any(isinstance(effect, Died) for effect in effects) and row.reason is not None:
             self._brake(ledger, row, now)
+        reached("G4")
         return Folded(row=row, messages=(message,) if message else (), settled=settled)
 
     def _judge_target(self, ledger: Ledger, row: Row, outcome: Outcome, effects: list[Effect], now: float) -> None:

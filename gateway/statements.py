@@ -444,6 +444,7 @@ class Statements:
             .where(m.member == _p("member"), m.wished.is_(sa.true()), m.settled.is_(sa.true()))
             .values(settled=sa.false())
         )
+        clauses["unsettle_relinked"] = sa.text(_UNSETTLE_RELINKED.format(given=_GIVEN_ACCOUNTS[self.engine]))
         refers = sa.or_(
             sa.and_(r.manager == _p("member"), r.target == _p("target")),
             r.id.in_(sa.select(m.group_id).where(m.member == _p("member"), m.wished.is_(sa.true()))),
@@ -560,6 +561,14 @@ _GIVEN_MEMBERS = {
     "sqlite": "SELECT value AS member FROM json_each(:members)",
     "postgresql": "SELECT value AS member FROM jsonb_array_elements_text(CAST(:members AS JSONB))",
 }
+_GIVEN_ACCOUNTS = {
+    "sqlite": "SELECT key AS member, value AS account_id FROM json_each(:accounts)",
+    "postgresql": "SELECT key AS member, value AS account_id FROM jsonb_each_text(CAST(:accounts AS JSONB))",
+}
+_UNSETTLE_RELINKED = (
+    "UPDATE membership SET settled = false WHERE group_id = :group_id AND member IN (SELECT g.member FROM ({given}) g "
+    "LEFT JOIN resource r ON r.id = g.member WHERE r.account_id IS NULL OR r.account_id != g.account_id)"
+)
 _INDEXED_OPEN = {"sqlite": "INDEXED BY ix_membership_open", "postgresql": ""}
 _INDEXED_UNWISHED = {"sqlite": "INDEXED BY ix_membership_unwished", "postgresql": ""}
 """SQLite would read the whole group through the primary key, which seems as good to it as a small partial index."""

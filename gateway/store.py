@@ -468,6 +468,11 @@ class Transaction(protocol.Ledger):
             self._db.do("settle_removed", group_id=group, members=msgspec.json.encode(remove).decode())
         self._db.do("drop_unwished", group_id=group)
 
+    def unsettle_relinked(self, group: str, members: Sequence[str], accounts: Sequence[str]) -> None:
+        if members:
+            pairs = msgspec.json.encode(dict(zip(members, accounts, strict=True))).decode()
+            self._db.do("unsettle_relinked", group_id=group, accounts=pairs)
+
     def forget_member(self, resource: str, now: float) -> None:
         self._db.do("modify_groups_of", member=resource, now=now)
         self._db.do("forget_member", member=resource)

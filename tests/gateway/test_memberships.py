@@ -19,6 +19,7 @@ from gateway.lifecycle import Row
 from gateway.outcomes import Outcomes
 from gateway.patch import MemberChange
 from gateway.store import MEMBERS_PER_EVENT_MAX, Store
+from gateway.visibility import is_visible
 from schemas.config import TargetSettings
 from schemas.errors import Unavailable
 from schemas.events import Outcome, decode_event
@@ -322,6 +323,33 @@ async def test_members_of_a_group_that_was_refused_do_not_come_back_with_the_nex
     await desk.work()
 
     assert await desk.at_product(refused) == await desk.accounts(two)
+
+
+async def test_a_refused_group_stays_hidden_although_it_also_waited_for_a_member(desk: Desk) -> None:
+    """T13: the product's refusal is told to the caller who waits for it, so nothing of that create may count as acknowledged."""
+    (one,) = await desk.users(1)
+    desk.shelf.away = True
+    late = await desk.user()
+    await desk.work()
+    desk.shelf.away = False
+    desk.shelf.refused.add("Sales")
+    waiters = desk.intake.waiters
+    desk.intake.healthy = lambda target: True
+    desk.intake.answer_wait_s = 5.0
+    desk.outcomes.awaited = waiters.awaited
+    desk.outcomes.on_settled = lambda row: waiters.wake(row.id, row)
+
+    for _ in range(2):  # the same POST again, as Entra sends it
+        wished = (MemberChange("replace", (one, late)),)
+        asked = asyncio.ensure_future(desk.intake.create(TARGET, "group", {"displayName": "Sales"}, members=wished))
+        while not desk.bus.messages and not asked.done():
+            await asyncio.sleep(0)
+        await desk.work()
+        answer = await asked
+        assert answer.error is not None
+        assert answer.error.status == 400
+        rows = await desk.store.read(lambda reader: reader.in_state(TARGET, State.REJECTED, 9))
+        assert [(row.acknowledged, is_visible(row)) for row in rows] == [(0, False)]
 
 
 # ---- how much at once

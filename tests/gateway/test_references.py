@@ -22,7 +22,7 @@ from schemas.states import State
 from tests.connectors.test_http import client, serving
 from tests.connectors.test_sofa import access_key, connected, emulator  # noqa: F401 - fixtures
 from tests.gateway.scim_listener import USER, Shelf, listening
-from tests.gateway.test_memberships import NOBODY, TARGET, Desk, HandBus, LossyShelf, taken
+from tests.gateway.test_memberships import NOBODY, TARGET, Desk, HandBus, LossyShelf, add, taken
 from tests.gateway.test_store import location, postgres, postgres_url, store  # noqa: F401 - fixtures
 from tests.simulation.memory import Memory, MemoryLedger
 from workers.delivery import deliver
@@ -472,6 +472,44 @@ async def test_what_is_on_its_way_with_an_account_that_was_made_anew_is_sent_aga
     await office.work()
     assert await office.leader(clerk) == await office.account(boss)
     assert (await office.row(clerk)).state is State.APPLIED
+
+
+@pytest.mark.parametrize("by_now", ["another account", "none"])
+async def test_a_member_whose_account_was_made_anew_while_a_group_carried_the_old_one_gets_in(
+    office: Office, by_now: str
+) -> None:
+    """T12: what was settled with an account that is not the member's any more is settled for nobody."""
+    boss, clerk = await office.users(2)
+    group = await office.group(clerk)
+    await office.work()
+    taken(await office.patch(group, add(boss)))
+    await office.quiet()
+    (out,), office.bus.messages = office.bus.messages, []
+    before = await office.account(boss)
+    if by_now == "none":
+        await office.store.run(lambda ledger: _unlinked(ledger, boss, office.clock.now()))
+    else:
+        del office.shelf.accounts[before]
+        seen = await office.row(boss)
+        taken(await office.intake.change(TARGET, "user", seen, lambda base: {**base, "title": "Chief"}))
+        await office.work()
+
+    await office.outcomes.fold(await office.delivered(out))
+    await office.work()
+    row = await office.row(group)
+    if by_now == "none":
+        assert (row.state, row.blocked_on) == (State.BLOCKED, f"member {boss}")
+    else:
+        assert await office.account(boss) != before
+        assert await office.account(boss) in await office.at_product(group)
+        assert row.state is State.APPLIED
+
+
+def _unlinked(ledger: Any, resource: str, now: float) -> None:
+    row = ledger.row(resource)
+    row.account_id = None
+    ledger.refer_again(row, now)
+    ledger.save(row)
 
 
 # ---- who made an account

@@ -1720,6 +1720,7 @@ HOT = [
     "member_waiting",
     "referred",
     "unsettle_member",
+    "unsettle_relinked",
     "refer_in_flight",
     "refer_again",
     "wished_members",

@@ -360,6 +360,12 @@ class MemoryLedger:
             flags[2] = flags[2] and not anew and member not in add and member not in remove
         self._drop(group)
 
+    def unsettle_relinked(self, group: str, members: Sequence[str], accounts: Sequence[str]) -> None:
+        for member, account_id in zip(members, accounts, strict=True):
+            held, flags = self.m.rows.get(member), self.m.members[group].get(member)
+            if flags is not None and (held is None or held.account_id != account_id):
+                flags[1] = False
+
     def forget_member(self, resource: str, now: float) -> None:
         for group, members in self.m.members.items():
             flags = members.pop(resource, None)
