@@ -20,6 +20,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from connectors.contract import (
     Connector,
     Delivery,
+    Difference,
     Directory,
     Endpoint,
     Expected,
@@ -141,14 +142,6 @@ def _visible(text: str) -> str:
 # The configuration document -------------------------------------------------------------------------------------------
 
 
-class Difference(Struct, frozen=True):
-    """One setting of the SCIM configuration document that is not as it must be; `path` like `features.roles`."""
-
-    path: str
-    held: Any
-    wanted: Any
-
-
 def configuration_document(default_roles: Sequence[str] = ()) -> dict[str, Any]:
     """What `PUT /auth/scim/v2/configuration` has to be sent (B4)."""
     return {
@@ -179,6 +172,20 @@ def difference(held: Any, wanted: Mapping[str, Any]) -> list[Difference]:
             ]
         elif table.get(name) != value:
             found.append(Difference(path=name, held=table.get(name), wanted=value))
+    return found
+
+
+def surplus(held: Any, wanted: Mapping[str, Any]) -> list[Difference]:
+    """What the document holds beyond the wanted one, in the order held: writing the exact document (B4) takes it away."""
+    found: list[Difference] = []
+    for name, value in held.items() if isinstance(held, Mapping) else ():
+        if name not in wanted:
+            found.append(Difference(path=str(name), held=value, wanted=None))
+        elif isinstance(wanted[name], Mapping):
+            found += [
+                Difference(path=f"{name}.{one.path}", held=one.held, wanted=None)
+                for one in surplus(value, wanted[name])
+            ]
     return found
 
 
@@ -372,11 +379,31 @@ class Babelforce(Connector[Settings, Account]):
                 Finding(
                     level="warning",
                     code="configuration_differs",
-                    message=f"SCIM configuration: {one.path} is {one.held!r} and must be {one.wanted!r} (B4); write it anew.",
+                    message=f"SCIM configuration: {one.path} is {one.held!r} and must be {one.wanted!r} (B4); see what "
+                    "differs, and write it, with: provgate connector configure TARGET",
                 )
                 for one in difference(await read_configuration(self.http), wanted)
             ]
         return findings
+
+    async def read_configuration(self) -> dict[str, Any]:
+        """The SCIM configuration document (B3); only the target scim has any use for it."""
+        if self.settings.target != "scim":
+            raise Rejected(
+                f'This target writes over the REST API; {TITLE}\'s SCIM settings matter only with target = "scim".',
+                code="not_needed",
+            )
+        return await read_configuration(self.http)
+
+    def compare_configuration(self, held: Any) -> list[Difference]:
+        """Against the exact document (B4). What goes beyond it is named only when there is something to write anyway."""
+        wanted = configuration_document(self.settings.default_roles)
+        differing = difference(held, wanted)
+        return [*differing, *surplus(held, wanted)] if differing else []
+
+    async def write_configuration(self) -> dict[str, Any]:
+        """The exact document (B4), written and read again."""
+        return await write_configuration(self.http, configuration_document(self.settings.default_roles))
 
     async def load_directory(self) -> dict[str, list[dict[str, Any]]]:
         """The roles babelforce lists; those that are not managed here are shown as not active."""

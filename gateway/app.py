@@ -23,7 +23,10 @@ from ulid import ULID
 
 from gateway.access import write_access_file
 from gateway.checks import revealed
+from gateway.configuration_api import configuration_router
 from gateway.dispatch import SWEEP_EVERY_S, Dispatcher
+from gateway.expiry import LOOK_EVERY_S as KEYS_LOOK_EVERY_S
+from gateway.expiry import ExpiryWatch
 from gateway.intake import Intake, Waiters
 from gateway.jetstream import JetStream
 from gateway.keys import Keys, pepper_in
@@ -191,6 +194,7 @@ class Gateway:
             self.spawn,
         )
         self.keys = Keys(self.store, self._pepper(), now=time.time, clock=time.monotonic)
+        self.expiry = ExpiryWatch(self.keys, self._known_targets, time.time)
         self.refused = RefusedSignIns(time.time)
         self.overload = Overload(on_step=self.metrics.set_overload, on_shed=self.metrics.count_shed)
         try:
@@ -214,7 +218,7 @@ class Gateway:
         register_secret(token)
         scim = scim_app(self._scim_parts())
         services = self._services(clock, public_url, token, scim)
-        operators = create_app(services, reports_router(services, self.reconciler))
+        operators = create_app(services, reports_router(services, self.reconciler), configuration_router(services))
         servers = [
             HttpServer(scim, scim_socket, limits, sources),
             HttpServer(SheddingReports(operators, self.overload), operator_socket, limits, sources),
@@ -228,6 +232,7 @@ class Gateway:
         self.spawn(self._for_ever("sweep", self._sweep))
         self.spawn(self._for_ever("reconcile", self._look_at_products))
         self.spawn(self._for_ever("config", self._look_at_config))
+        self.spawn(self._for_ever("keys", self._look_at_keys))
         self.spawn(self._for_ever("overload", lambda: self.overload.watch(lambda: self.store.jobs_waiting)))
         log.info("gateway.started", scim=_url(scim_socket), operators=_url(operator_socket), targets=len(self.targets))
         gc.collect()
@@ -296,6 +301,10 @@ class Gateway:
     async def _look_at_products(self) -> None:
         await asyncio.sleep(LOOK_EVERY_S)
         await self.reconciler.look()
+
+    async def _look_at_keys(self) -> None:
+        await self.expiry.look()
+        await asyncio.sleep(KEYS_LOOK_EVERY_S)
 
     # ---- configuration
 

@@ -40,7 +40,13 @@ STORE = (
     "gateway/migrations/",
 )
 HOMES: dict[str, tuple[str, ...]] = {
-    "litestar": ("gateway/scim_app.py", "gateway/operators.py", "gateway/reports_api.py", "deploy/emulators/"),
+    "litestar": (
+        "gateway/scim_app.py",
+        "gateway/operators.py",
+        "gateway/reports_api.py",
+        "gateway/configuration_api.py",
+        "deploy/emulators/",
+    ),
     "sqlmodel": ("gateway/tables.py",),
     "sqlalchemy": (*STORE, "gateway/checks.py"),
     "alembic": ("gateway/databases.py", "gateway/migrations/"),
@@ -56,7 +62,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "structlog": ("schemas/logs.py",),
     "prometheus_client": ("gateway/metrics.py",),
     "uvicorn": ("gateway/listener.py", "deploy/emulators/"),
-    "tomllib": ("schemas/config.py",),
+    "tomllib": ("schemas/config.py", "connectors/coverage.py"),
 }
 """Each library has one home; who wants what it does asks that module."""
 

@@ -6,6 +6,8 @@
 `{"do": "plan", "event": {...}}`           -> `Planned` of `workers/rehearsals.py`
 `{"do": "list", "cursor": "..."}`          -> `schemas.comparison.Listing`: one part of the accounts
 `{"do": "expect", "documents": [...]}`     -> `schemas.comparison.Expectations`: how users would show in that list
+`{"do": "configuration"}`                  -> `schemas.configured.Configured`: settings the product keeps, compared
+`{"do": "configure", "version": "..."}`    -> the same, written first if the product still holds what was looked at
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from connectors.contract import Finding
 from schemas.errors import ConnectorError
 from schemas.events import decode_event
 from schemas.resources import User
+from workers.configuring import configuration
 from workers.listing import expectations, list_accounts
 from workers.rehearsals import PLAN_S, Planned, plan
 from workers.targets import Served
@@ -33,15 +36,16 @@ FINDINGS_MAX = 50
 class Question(Struct, frozen=True):
     """What is asked. `document`: a SCIM user, for `identities`. `event`: an event as it would be sent, for `plan`.
 
-    `cursor`: where the part begins, for `list`. `documents`: SCIM users, for `expect`.
+    `cursor`: where the part begins, for `list`. `documents`: SCIM users, for `expect`. `version`: what was seen, for `configure`.
     """
 
-    do: Literal["probe", "identities", "refresh", "plan", "list", "expect"]
+    do: Literal["probe", "identities", "refresh", "plan", "list", "expect", "configuration", "configure"]
     document: dict[str, Any] = {}
     event: msgspec.Raw = msgspec.Raw(b"{}")
     show_values: bool = False
     cursor: str = ""
     documents: tuple[dict[str, Any], ...] = ()
+    version: str = ""
 
 
 class Answer(Struct, frozen=True, kw_only=True):
@@ -74,6 +78,10 @@ async def answer(served: Served, body: bytes) -> bytes:
             return msgspec.json.encode(await list_accounts(served, question.cursor))
         case "expect":
             return msgspec.json.encode(await expectations(served, question.documents))
+        case "configuration":
+            return msgspec.json.encode(await configuration(served))
+        case "configure":
+            return msgspec.json.encode(await configuration(served, write=True, version=question.version))
         case _:
             reply = _identities(served, question.document)
     return msgspec.json.encode(reply)

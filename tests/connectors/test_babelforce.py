@@ -27,9 +27,10 @@ from connectors.babelforce import (
     normalize_roles,
     read_configuration,
     role_diff,
+    surplus,
     write_configuration,
 )
-from connectors.contract import Delivery
+from connectors.contract import Delivery, Difference
 from connectors.http import BODY_BYTES_MAX
 from deploy.emulators.babelforce import BabelforceEmulator
 from deploy.emulators.harness import running
@@ -828,6 +829,18 @@ def test_the_configuration_document_is_the_seeds() -> None:
             "phone_number_sync": False,
         },
     }
+
+
+def test_what_goes_beyond_the_document_is_named_before_it_is_taken_away() -> None:
+    """B4: the exact document replaces what is held, so an operator sees what goes; by itself it is no reason to write."""
+    wanted = configuration_document()
+    held = {**wanted, "theme": "dark", "features": {**wanted["features"], "scim": False, "beta": True}}
+
+    assert surplus(held, wanted) == [
+        Difference(path="features.beta", held=True, wanted=None),
+        Difference(path="theme", held="dark", wanted=None),
+    ]
+    assert surplus(wanted, wanted) == surplus(None, wanted) == []
 
 
 async def test_the_configuration_document_is_read_compared_and_written(emulator: Any, token: Path) -> None:

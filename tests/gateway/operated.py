@@ -27,6 +27,7 @@ from msgspec import Struct
 from gateway.access import write_access_file
 from gateway.bus import Message, ProbeReply, Published
 from gateway.cli import main
+from gateway.configuration_api import configuration_router
 from gateway.dispatch import Dispatcher
 from gateway.intake import Intake, Waiters
 from gateway.keys import PEPPER_BYTES, Keys
@@ -180,7 +181,7 @@ class Operated:
             keys=self.keys,
             metrics=self.metrics,
         )
-        self.app = create_app(self.services)
+        self.app = create_app(self.services, configuration_router(self.services))
         self._reports = itertools.count(1)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
