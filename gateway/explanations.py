@@ -22,8 +22,8 @@ from schemas.states import FOR_A_PERSON, SHADOW, WAITING, Circuit, State
 
 Light = Literal["green", "yellow", "red", "grey"]
 
-KEY_WARN_DAYS = 14
-"""A key that ends within this many days is named in the status (vendors give 30/14/7/1 days by mail; this is the loud part)."""
+KEY_WARN_DAYS = 30
+"""The last key of a target is named in the status from so many days before its end; `gateway/expiry.py` speaks of each key."""
 CREDENTIAL_WARN_DAYS = 30
 """A product's credential is spoken of from so many days before its end on; to change one takes people on both sides."""
 DAY_S = 86_400.0

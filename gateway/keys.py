@@ -402,6 +402,15 @@ class Keys:
         return [row for row in rows if kind is None or kind_of(row) == kind]
 
 
+def last_ends(rows: Iterable[KeyRecord]) -> dict[str, float]:
+    """When the last of these keys and client secrets that were not revoked ends (epoch seconds), by kind."""
+    ends: dict[str, float] = {}
+    for row in rows:
+        if row.revoked_at is None:
+            ends[kind_of(row)] = max(ends.get(kind_of(row), 0.0), row.expires_at)
+    return ends
+
+
 def expiry_warnings(rows: Iterable[KeyRecord], now: float) -> list[KeyWarning]:
     """Keys that end within 30 days or have ended without being revoked, soonest first.
 

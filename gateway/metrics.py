@@ -34,6 +34,7 @@ class TargetGauges(Struct, frozen=True, kw_only=True):
         circuit_open: whether the target is not called.
         drift: differences of the last reconciliation by class.
         reconciled_at: when it ended; 0 when there was none.
+        key_ends: when the last access key and the last client secret that were not revoked end, in epoch seconds, by kind.
     """
 
     target: str
@@ -42,6 +43,7 @@ class TargetGauges(Struct, frozen=True, kw_only=True):
     circuit_open: bool
     drift: Mapping[str, int] = {}
     reconciled_at: float = 0.0
+    key_ends: Mapping[str, float] = {}
 
 
 class Metrics:
@@ -141,7 +143,14 @@ class _Gauges:
         reconciled = GaugeMetricFamily(
             "provgate_reconciled_timestamp_seconds", "When the last reconciliation ended.", labels=("target",)
         )
+        ends = GaugeMetricFamily(
+            "provgate_key_expires_timestamp_seconds",
+            "When the last access key or client secret of a target ends.",
+            labels=("target", "kind"),
+        )
         for gauge in self._gauges:
+            for kind, at in sorted(gauge.key_ends.items()):
+                ends.add_metric((gauge.target, kind), at)
             for name, count in sorted(gauge.drift.items()):
                 drift.add_metric((gauge.target, name), count)
             if gauge.reconciled_at:
@@ -150,4 +159,4 @@ class _Gauges:
                 resources.add_metric((gauge.target, state), count)
             oldest.add_metric((gauge.target,), gauge.oldest_waiting_s)
             circuit.add_metric((gauge.target,), float(gauge.circuit_open))
-        yield from (resources, oldest, circuit, drift, reconciled)
+        yield from (resources, oldest, circuit, drift, reconciled, ends)

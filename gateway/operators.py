@@ -33,7 +33,7 @@ from gateway import explanations as explain
 from gateway import plans, views
 from gateway.comparison import DIFFERENCES
 from gateway.dispatch import Clock, Dispatcher
-from gateway.keys import CLIENT_DAYS_DEFAULT, DAYS_DEFAULT, KeyProblem, Keys, Kind, kind_of
+from gateway.keys import CLIENT_DAYS_DEFAULT, DAYS_DEFAULT, KeyProblem, Keys, Kind, kind_of, last_ends
 from gateway.ledger import NO_KEYS, Ledger, apply_effects
 from gateway.lifecycle import InvariantBroken, Row, discard, redrive
 from gateway.limits import OverloadView
@@ -1020,6 +1020,7 @@ async def metrics_page(services: Given) -> Response[bytes]:
                     circuit_open=reader.target(name).row.circuit is not Circuit.CLOSED,
                     drift={one: report.counts.get(one, 0) for one in DIFFERENCES} if report else {},
                     reconciled_at=report.ended_at if report else 0.0,
+                    key_ends=last_ends(reader.keys(name)),
                 )
             )
         return gauges
