@@ -61,6 +61,8 @@ SCAN_PAGE_ROWS_MAX = 10_000
 SCAN_WAIT_S = 8.0
 """Entra gives up on slow answers; a scan that takes longer ends in 400 `tooMany`."""
 SCAN_RETRY_AFTER_S = 5
+GROUPS_RETRY_AFTER_S = 30
+"""A worker that starts has said what its targets take long before."""
 SPELLING_WAIT_S = 0.3
 SPELLINGS_MAX = 8
 MEMBERS_SHOWN_MAX = 250_000
@@ -995,7 +997,7 @@ class NoGroups:
         raise not_found("Group")
 
     async def create(self, call: Call) -> Reply:
-        """400 with the setup step; 403 would read as missing rights in Entra's log."""
+        """400 with the setup step; 403 would read as missing rights in Entra's log. 503 while no worker was ever seen."""
         raise self._refused(call.target)
 
     async def replace(self, call: Call) -> Reply:
@@ -1012,7 +1014,8 @@ class NoGroups:
 
     def _refused(self, target: str) -> ScimError:
         spec = self._spec_of(target)
-        product = spec.title if spec is not None else "This target"
-        step = (spec.groups_step if spec is not None else "") or self.STEP
+        if spec is None:  # a refusal would be a guess, and would send Entra's admin after a setting that may be right
+            return unavailable("No worker has said yet whether this target takes groups", GROUPS_RETRY_AFTER_S)
+        step = spec.groups_step or self.STEP
         step = step if step.endswith(".") else f"{step}."
-        return ScimError(400, f"{product} does not take groups through this connection. {step}", "invalidValue")
+        return ScimError(400, f"{spec.title} does not take groups through this connection. {step}", "invalidValue")

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 import structlog
@@ -19,7 +20,7 @@ from gateway.messages import ERROR, LIST_RESPONSE, MEDIA_TYPE
 from gateway.store import Store
 from schemas.config import LimitSettings
 from schemas.resources import ENTERPRISE_SCHEMA
-from tests.gateway.scim_listener import ALPHA, BETA, USER, Answer, Listener, listening
+from tests.gateway.scim_listener import ALPHA, BETA, USER, Answer, Listener, Shelf, listening
 
 NOBODY = "0b7fd5f4-0000-4000-8000-000000000000"
 FULL: dict[str, Any] = {
@@ -506,12 +507,25 @@ async def test_groups_of_a_product_without_groups_are_empty_and_refused_with_the
         assert refused.body["detail"].endswith("Switch group provisioning off in Entra.")
 
 
-async def test_before_any_worker_was_seen_the_step_is_the_general_one(tmp_path: Path) -> None:
+async def test_a_connector_that_names_no_step_is_refused_with_the_general_one(tmp_path: Path) -> None:
     """The sentence names the switch in Entra's own words."""
-    async with listening(tmp_path, spec_of=lambda target: None) as scim:
+    spec = msgspec.structs.replace(Shelf.spec, groups_step="")
+    async with listening(tmp_path, spec_of=lambda target: spec) as scim:
         refused = await scim.post("/Groups", {"displayName": "Sales"})
 
+        assert is_error(refused, 400, "invalidValue")
         assert "Provision Microsoft Entra ID Groups > Enabled to No" in refused.body["detail"]
+
+
+async def test_before_any_worker_was_seen_groups_are_put_off_and_not_refused(tmp_path: Path) -> None:
+    """P6: no failure for something merely late; searches go on finding nothing, which is what Test Connection asks for."""
+    async with listening(tmp_path, spec_of=lambda target: None) as scim:
+        put_off = await scim.post("/Groups", {"displayName": "Sales"})
+
+        assert is_error(put_off, 503)
+        assert "No worker has said yet whether this target takes groups" in put_off.body["detail"]
+        assert put_off.headers["retry-after"] == "30"
+        assert (await scim.get("/Groups?filter=displayName+eq+%22Sales%22")).body["totalResults"] == 0
 
 
 # ---- isolation
