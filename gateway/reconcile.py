@@ -35,7 +35,7 @@ from gateway.explanations import mask_identity, mask_message
 from gateway.lifecycle import Row, make_dirty
 from gateway.reports_store import Report
 from gateway.spool import Finding, Spool
-from gateway.store import Store, Transaction
+from gateway.store import Reader, Store, Transaction
 from gateway.writer import StoreError
 from schemas.config import ReconcileSettings, TargetSettings
 from schemas.logs import logger
@@ -189,8 +189,9 @@ class Reconciler:
         )
         leased = False
         try:
-            before = await self.store.read_slow(lambda reader: kept.last_report(reader, target))
-            report = msgspec.structs.replace(report, size=before.size if before else 0)
+            report = msgspec.structs.replace(
+                report, size=await self.store.read_slow(lambda reader: _expected(reader, target))
+            )
             await self._renew(lease)
             leased = True
             spool = await asyncio.to_thread(Spool)
@@ -262,7 +263,8 @@ class Reconciler:
         if listed < settings.list_share_min * report.size:
             raise ComparisonFailed(
                 "list_too_short",
-                f"The product lists {listed:,} accounts and had {report.size:,} the last time. Nothing was concluded from it; "
+                f"The product lists {listed:,} accounts, and {report.size:,} were expected: as many as the last time, less those "
+                "deleted here since. Nothing was concluded from it; "
                 f"if that is right, lower list_share_min of targets.{target}.reconcile for one comparison.",
             )
         run.progress.of = await self.store.read_slow(lambda reader: sum(reader.counts(target).values()))
@@ -499,6 +501,17 @@ class Match:
         """Forget everything."""
         self._closed = True
         self._spool.close()
+
+
+def _expected(reader: Reader, target: str) -> int:
+    """How many accounts a whole list is expected to have: as many as the last time, less those deleted here since.
+
+    Taken off in reports that conclude nothing, too, for the next one counts from there.
+    """
+    before = kept.last_report(reader, target)
+    if before is None:
+        return 0
+    return max(0, before.size - kept.gone_since(reader, target, before.started_at))
 
 
 def _wish(row: Row, started_at: float) -> Wish:

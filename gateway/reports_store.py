@@ -39,7 +39,7 @@ class Report(Struct, frozen=True, kw_only=True):
         mode: `report` or `repair`.
         compared: users at rest that were compared.
         listed: accounts the product listed.
-        size: accounts of the last list that was whole.
+        size: accounts of the last list that was whole, less the users deleted here since.
         repaired: users that were given back to the engine.
         counts: differences by class. codes: by class and cause, `class.code`.
     """
@@ -104,6 +104,14 @@ class _Statements:
             .where(r.target == p("target"), r.kind == sa.literal_column("'user'"), r.seq > p("after"))
             .order_by(r.seq)
             .limit(p("limit", sa.Integer))
+        )
+        self.gone_since = ready(
+            sa.select(sa.func.count()).where(
+                r.target == p("target"),
+                r.state == sa.literal_column("'gone'"),
+                r.kind == sa.literal_column("'user'"),
+                r.settled_at > p("since", sa.Float),
+            )
         )
 
 
@@ -201,6 +209,11 @@ def kept_findings(
 
 
 # ---- users
+
+
+def gone_since(reader: Reader, target: str, since: float) -> int:
+    """How many users of a target were deleted here after a time."""
+    return int(reader.connection.rows(_of(reader).gone_since, target=target, since=since)[0][0])
 
 
 def users_after(reader: Reader, target: str, after: int, limit: int = ROWS_LISTED_MAX) -> list[tuple[int, Row]]:

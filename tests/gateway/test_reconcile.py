@@ -136,6 +136,27 @@ async def test_a_broken_or_short_list_concludes_nothing(nats_server: NatsServer,
         assert "without a result" in (await here.typed("reconcile", TARGET, "--last")).out
 
 
+async def test_a_list_is_not_too_short_because_of_what_was_deleted_here(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """Accounts that Entra had deleted are not expected any more, also when a comparison in between broke off."""
+    async with compared(tmp_path, nats_server) as here:
+        names = [f"p{n}" for n in range(6)]
+        ids = [await here.created(name) for name in names]
+        assert (await here.reconciled())[0].size == 6
+
+        for one in ids[:4]:
+            await here.gateway.intake.delete(TARGET, "user", one)
+            await here.is_in(one, State.GONE)
+        empty = {"Resources": [], "totalResults": 10, "schemas": []}
+        here.product.fault("status", method="GET", status=200, body=empty, contains="startIndex")
+        assert (await here.reconciled())[0].code == "incomplete_list"
+        here.product.clear_faults()
+
+        after, _ = await here.reconciled()
+        assert (after.state, after.listed, after.size) == ("good", 2, 2)
+
+
 async def test_nothing_is_compared_through_an_open_circuit_or_a_pause(nats_server: NatsServer, tmp_path: Path) -> None:
     """reliability.md section 8: it stops with the circuit, and calls nobody."""
     async with compared(tmp_path, nats_server) as here:
