@@ -111,7 +111,7 @@ class Cursors:
 
     def _read(self, text: str, bound: bytes) -> Place:
         try:
-            if len(text) > CURSOR_CHARS_MAX or not text.isascii():
+            if len(text) > CURSOR_CHARS_MAX or not text.isascii() or "=" in text:
                 raise ValueError
             sealed = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         except (ValueError, binascii.Error):

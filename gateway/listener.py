@@ -219,10 +219,14 @@ class BoundedConnection(HttpToolsProtocol):
         return headers_too_large(self._limits.header_bytes_max)
 
     def _refuse(self, error: ScimError) -> None:
-        """Answer without an application and close; an answer that has begun is cut off instead."""
+        """Answer without an application and close; where the answer would be taken for another request's, cut off instead."""
         if not self._is_idle():
-            self.transport.abort()
-            return
+            # a body that is none ends the request it belongs to, and nobody has answered that one yet
+            if self.cycle.response_started or not self.cycle.more_body or self.pipeline:
+                self.transport.abort()
+                return
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self._in_head = False
         self._disarm()
         self._unset_keepalive_if_required()

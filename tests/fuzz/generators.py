@@ -218,6 +218,8 @@ def name_of(rng: Random) -> str:
 def user(rng: Random, known: Known) -> dict[str, Any]:
     """A user, with some attributes of wrong types."""
     document: dict[str, Any] = {"schemas": [CORE], "userName": name_of(rng)}
+    if rng.random() < 0.3:
+        return document | {"active": "True", "title": rng.choice(TEXTS[:3]), "emails": [{"type": "work", "value": "a"}]}
     for _ in range(rng.choice((0, 1, 3, 8))):
         name = rng.choice((*SIMPLE, *PLURAL, *ODD, ENTERPRISE, OWN, CORE, *TEXTS))
         if name != "userName" or rng.random() < 0.1:
@@ -245,8 +247,10 @@ def group(rng: Random, known: Known) -> dict[str, Any]:
 
 
 def operations(rng: Random, known: Known) -> dict[str, Any]:
-    """A PATCH message."""
+    """A PATCH message; four in ten are right."""
     listed: list[Any] = []
+    if rng.random() < 0.4:
+        return {"schemas": [PATCH_OP], "Operations": [fitting(rng, known) for _ in range(rng.choice((1, 1, 2, 6)))]}
     for _ in range(rng.choice((1, 1, 1, 2, 5, 40))):
         operation: dict[str, Any] = {
             "op": rng.choice(("add", "replace", "remove", "Add", "Replace", "Remove", "REMOVE"))
@@ -260,6 +264,30 @@ def operations(rng: Random, known: Known) -> dict[str, Any]:
             operation[rng.choice(("op", "path", "OP", "Value", "x"))] = value(rng)
         listed.append(operation if rng.random() < 0.97 else value(rng))
     return {"schemas": [PATCH_OP], "Operations": listed if rng.random() < 0.97 else value(rng)}
+
+
+def fitting(rng: Random, known: Known) -> dict[str, Any]:
+    """An operation as clients send it, of a user or a group."""
+    text = rng.choice(("", "a", "ß😀", "Engineer", "' OR 1=1 --", "True"))
+    kind = rng.choice(("work", "home", "mobile"))
+    path, held = rng.choice(
+        (
+            ("title", text),
+            ("displayName", name_of(rng)),
+            ("active", rng.choice((True, "False", "true"))),
+            ("name.familyName", text),
+            ("name", {"givenName": text}),
+            (f'emails[type eq "{kind}"].value', text),
+            (f'phoneNumbers[type eq "{kind}"]', {"value": text, "type": kind}),
+            ("roles", [{"value": text, "primary": True}]),
+            (f"{ENTERPRISE}:department", text),
+            (f"{ENTERPRISE}:manager", {"value": rng.choice(known.users)}),
+            (f"{OWN}:floor", rng.choice(NUMBERS)),
+            ("members", [{"value": rng.choice((*known.users, *known.foreign))}]),
+            (f'members[value eq "{rng.choice(known.users)}"]', None),
+        )
+    )
+    return {"op": rng.choice(("add", "replace", "remove", "Replace")), "path": path, "value": held}
 
 
 def as_bytes(rng: Random, document: Any) -> bytes:
