@@ -86,3 +86,13 @@ async def test_the_demo_applies_a_first_cycle_ends_without_a_trace_and_keeps_wha
         await eventually(nobody_is_left, 30.0, "all processes end with their parent, also when that was killed (Linux)")
     finally:
         await asyncio.to_thread(again.stop, signal.SIGKILL)
+
+
+def test_the_picture_of_the_readme_shows_todays_demo() -> None:
+    """`python -m deploy.demo_recording` records it anew when targets come or go; nothing is loaded from elsewhere to show it."""
+    picture = (Path(__file__).resolve().parents[2] / "deploy" / "demo.svg").read_text(encoding="utf-8")
+
+    for target in TARGETS:
+        assert f"/scim/v2/{target}" in picture
+    assert "https://cdn" not in picture
+    assert "@font-face" not in picture
