@@ -49,6 +49,7 @@ class _Page(Struct):
     rows: list[dict[str, Any]]
     following: str | None
     until: float
+    forgetting: asyncio.TimerHandle | None = None
 
 
 _kept: WeakKeyDictionary[Served, _Page] = WeakKeyDictionary()
@@ -87,13 +88,16 @@ async def _page(served: Served, cursor: str) -> tuple[_Page, int]:
     now = time.monotonic()
     if held is not None and held.cursor == cursor and now < held.until:
         return held, 0
-    _kept.pop(served, None)
+    before = _kept.pop(served, None)
+    if before is not None and before.forgetting is not None:
+        before.forgetting.cancel()  # the timer holds the page, and a fast list would leave a minute's worth of pages behind
+    del held, before
     connector: Any = served.connector
     rows, following = await connector.list_accounts(cursor or None)
     page = _Page(cursor, rows, following, time.monotonic() + KEPT_S)
     if len(rows) > ACCOUNTS_PER_ANSWER_MAX:
         _kept[served] = page
-        asyncio.get_running_loop().call_later(KEPT_S, _forget, served, page)
+        page.forgetting = asyncio.get_running_loop().call_later(KEPT_S, _forget, served, page)
     return page, 1
 
 

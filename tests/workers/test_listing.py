@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from deploy.emulators.babelforce import BabelforceEmulator
 from deploy.emulators.bobs_business import BobsBusinessEmulator
 from deploy.emulators.harness import Emulator, running
+from deploy.emulators.scim import ScimProductEmulator
 from deploy.emulators.sofa import SofaEmulator
 from deploy.emulators.talkdesk import TalkdeskEmulator
 from deploy.emulators.telemessage import TelemessageEmulator
@@ -24,7 +26,7 @@ from tests.conftest import NatsServer
 from tests.workers.conftest import Gateway, until
 from workers import control
 from workers.app import Worker
-from workers.listing import KEPT_S, digest
+from workers.listing import KEPT_S, _Page, digest
 from workers.targets import Served
 
 MANAGER = "Contoso Archive"
@@ -230,6 +232,28 @@ async def test_a_list_served_in_one_answer_is_divided_and_fetched_once(tmp_path:
     assert parts == 3
     assert len([call for call in emulator.recorded() if call["path"] == "/api/v2/users"]) == 1
     assert KEPT_S <= 60
+
+
+async def test_of_a_long_list_one_page_is_held_at_a_time(tmp_path: Path) -> None:
+    """Memory is bounded however fast the list is read: what is kept of a page goes when the next one comes."""
+    emulator = ScimProductEmulator(page_max=600)
+    emulator.seed({"users": [{"userName": f"person{n:05}@contoso.example"} for n in range(3_000)]})
+
+    def settings(url: str) -> dict[str, Any]:
+        auth = {"token": {"file": str(tmp_path / "scim.secret")}}
+        return {"base_url": f"{url}/scim/v2", "title": "Helpdesk", "auth": auth, "page_size": 600}
+
+    async with serving("scim", emulator, tmp_path, settings) as served:
+        before = _pages_held()
+        listed, _ = await everything(served)
+        held = _pages_held() - before
+    assert len(listed) == 3_000
+    assert held <= 1
+
+
+def _pages_held() -> int:
+    gc.collect()
+    return sum(isinstance(held, _Page) for held in gc.get_objects())
 
 
 async def test_a_list_that_breaks_off_is_no_list(tmp_path: Path) -> None:
