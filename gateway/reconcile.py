@@ -45,6 +45,8 @@ from schemas.states import Circuit, State
 
 LEASE_S = 180.0
 """Longer than the longest step between two renewals: a part of a list with all its repeats ends earlier, or the run fails."""
+REST_STEP_S = LEASE_S / 3
+"""Longest rest before the lease is renewed; a slow product may want a much longer one."""
 LOOK_EVERY_S = 60.0
 FIRST_AFTER_S = 3_600.0
 """A gateway that just started has other things to do; a target never compared before waits this long."""
@@ -303,8 +305,11 @@ class Reconciler:
         spec, share = self.spec_of(target), self._settings(target).call_share
         limit = spec.rate_limit if spec is not None else None
         per_s = limit.calls / limit.per_s if limit is not None else CALLS_PER_S_UNKNOWN
-        if calls:
-            await self.clock.sleep(calls / (per_s * share))
+        left_s = calls / (per_s * share)
+        while left_s > 0:
+            await self.clock.sleep(min(left_s, REST_STEP_S))
+            left_s -= REST_STEP_S
+            await self._renew(f"reconcile:{target}")
 
     async def _check_open(self, target: str) -> None:
         """Raises: ComparisonFailed when the target is not to be called."""

@@ -99,9 +99,11 @@ class _Statements:
         self.findings = ready(found)
         self.findings_of_class = ready(found.where(_FINDING.c.class_name == p("class_name")))
         r = RESOURCE.c
+        its_target = r.target + sa.literal_column("''")
+        # not the column itself: SQLite would look it up in an index and sort whatever is left, for every page again
         self.users_after = ready(
             sa.select(*READ_COLUMNS)
-            .where(r.target == p("target"), r.kind == sa.literal_column("'user'"), r.seq > p("after"))
+            .where(its_target == p("target"), r.kind == sa.literal_column("'user'"), r.seq > p("after"))
             .order_by(r.seq)
             .limit(p("limit", sa.Integer))
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 import time
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from gateway.store import Store
 from schemas.comparison import ExpectedUser, ListedAccount
 from schemas.config import TargetSettings, parse
 from schemas.errors import ConfigurationError
+from schemas.specs import RateLimit
 from schemas.states import PRIORITY_REPAIR, State
 from tests.conftest import NatsServer
 from tests.gateway.compared import TARGET, compared, until
@@ -267,6 +270,55 @@ async def test_only_one_gateway_compares_a_target_at_a_time(store: Store) -> Non
     assert not await take("one", now + 112), "another one's lease stays"
     await store.run(lambda ledger: kept.end_lease(ledger, "reconcile:bobs", "two"))
     assert await take("one", now + 113)
+
+
+async def test_a_comparison_of_a_slow_product_keeps_its_lease_while_it_rests(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """Of several gateways one compares; a rest longer than the lease would hand it to the next, and then neither ever ends."""
+    async with compared(tmp_path, nats_server) as here:
+        parts, clock = here.gateway, LongDays()
+        stolen: list[float] = []
+
+        async def rest(seconds: float) -> None:
+            clock.added_s += seconds
+            taken = await parts.store.run(
+                lambda ledger: kept.take_lease(ledger, f"reconcile:{TARGET}", "other", clock.now(), 60.0)
+            )
+            if taken:
+                stolen.append(seconds)
+
+        clock.sleep = rest  # type: ignore[method-assign]
+        here.product.seed({"users": [{"userName": f"u{n}@contoso.example"} for n in range(250)]})
+        slow = msgspec.structs.replace(parts.presences.spec(TARGET), rate_limit=RateLimit(calls=1, per_s=120.0))
+        reconciler = Reconciler(
+            parts.store,
+            parts.dispatcher,
+            clock,
+            lambda: parts.targets,
+            parts.bus.ask,
+            lambda target: slow,
+            parts.presences.serves,
+            parts.spawn,
+        )
+        run = reconciler.start(TARGET, repair=False)
+        await until(lambda: run.report is not None)
+
+        assert run.report is not None
+        assert (run.report.code, stolen) == ("", [])
+
+
+async def test_users_are_read_page_by_page_without_sorting_all_of_them(tmp_path: Path) -> None:
+    """A comparison reads every user once: a page that sorts whatever follows it would read 100,000 users 500 times."""
+    opened = Store.open(tmp_path / "store.sqlite3")
+    try:
+        statement = kept._statements("sqlite").users_after
+        with contextlib.closing(sqlite3.connect(tmp_path / "store.sqlite3")) as store:
+            bound = statement.bind({"target": "bobs", "after": 1, "limit": 200})
+            plan = [row[3] for row in store.execute(f"EXPLAIN QUERY PLAN {statement.sql}", bound)]
+        assert plan == ["SEARCH resource USING INTEGER PRIMARY KEY (rowid>?)"]
+    finally:
+        await opened.close()
 
 
 async def test_the_last_report_and_its_differences_are_kept_page_by_page(store: Store) -> None:  # noqa: F811
