@@ -97,6 +97,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._unread: asyncio.TimerHandle | None = None
         self._graced = False
         self._in_head = False
+        self._heads = 0
         self._head_bytes = 0
         self._head_bytes_max = limits.header_bytes_max + limits.url_bytes_max + REQUEST_LINE_EXTRA_BYTES
 
@@ -140,10 +141,10 @@ class BoundedConnection(HttpToolsProtocol):
         """Parse, and start the clock when this was not the end of what has to come."""
         if self.transport.is_closing():
             return
-        began_before = self._in_head
+        began_before, heads = self._in_head, self._heads
         super().data_received(data)
         if self._in_head:
-            if began_before:
+            if began_before and heads == self._heads:  # else what was read ends one head and begins another
                 self._head_bytes += len(data)
                 if self._head_bytes > self._head_bytes_max:
                     self._refuse(self._too_long())
@@ -158,6 +159,7 @@ class BoundedConnection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         self._in_head = True
+        self._heads += 1
         self._graced = False
         self._head_bytes = 0
         super().on_message_begin()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from tests.gateway.attacked import ALPHA_CANARY, BETA_CANARY, World, attacked, meet_all
 from tests.gateway.hostile import MARK, VICTIM, Hostile, all_of_them, by_kind
 from tests.gateway.scim_listener import ALPHA, BETA
+from tests.gateway.wire import read_answer
 
 SHOTS = all_of_them()
 KINDS = {
@@ -97,3 +99,38 @@ async def test_the_check_sees_a_leak_a_change_and_a_line_of_the_log(world: World
     ]
     world.lines.extend({"event": text} for text in (ALPHA_CANARY, BETA_CANARY, MARK, world.names["token"]))
     assert len(world.logged()) == 4
+
+
+async def test_a_body_whose_chunks_are_none_is_answered_and_ends_the_connection(world: World) -> None:
+    """Found by the list: it was cut off without a word, which a caller takes for a fault of the network."""
+    top = b"POST /scim/v2/alpha/Users HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer @token@\r\nTransfer-Encoding: chunked\r\n\r\n"
+    hidden = b"GET /scim/v2/alpha/Users HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer @token@\r\n\r\n"
+
+    met = await world.meet(Hostile(kind="x", raw=top + b"zz\r\n" + hidden))
+
+    assert met.wrong == ""
+    assert [answer.status for answer in met.answers] == [400]
+    assert met.answers[0].headers["connection"] == "close"
+
+
+async def test_requests_that_arrive_cut_in_odd_places_are_each_answered(world: World) -> None:
+    """Found beside the list: what ended one head and began another counted as one long head, and the connection was cut off."""
+    one = (
+        b"GET /scim/v2/alpha/Users/x HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer "
+        + world.names["token"].encode()
+        + b"\r\n\r\n"
+    )
+    count, cut = 400, len(one) // 2
+    data = one * count
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.scim.port)
+
+    writer.write(data[: len(one) + cut])
+    statuses = [(await read_answer(reader, head=False)).status]
+    writer.write(data[len(one) + cut : -cut])
+    await writer.drain()
+    statuses += [(await read_answer(reader, head=False)).status for _ in range(count - 2)]
+    writer.write(data[-cut:])
+    statuses.append((await read_answer(reader, head=False)).status)
+    writer.close()
+
+    assert statuses == [404] * count
