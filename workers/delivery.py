@@ -202,7 +202,11 @@ async def _run(
         await _delete(event, report, ctx, steps, owned)
     else:
         inactive = isinstance(wish, User) and not wish.is_active
-        await _write(event, report, ctx, steps, account, owned, inactive=inactive)
+        try:
+            await _write(event, report, ctx, steps, account, owned, inactive=inactive)
+        except Rejected as refused:
+            account = await _normalized_anew(refused, steps, wish, account, directory, owned)
+            await _write(event, report, ctx, steps, account, owned, inactive=inactive)
 
 
 def _wish_of(event: ProvisioningEvent) -> User | Group:
@@ -223,6 +227,31 @@ async def _normalized(steps: Steps, wish: Any, directory: Names, owned: Ownershi
         if not await directory.refresh():
             raise
     return steps.normalize(wish, directory)
+
+
+async def _normalized_anew(
+    refused: Rejected, steps: Steps, wish: Any, account: Any, directory: Names, owned: Ownership
+) -> Any:
+    """After the product refused a name the cached directory had (`unknown_*`): what the wish means by its names of today.
+
+    A name that was spelled anew or removed there would otherwise be sent again and again (vendor page 1.4).
+
+    Raises:
+        NormalizationError: there is no such name any more; it proposes the nearest.
+        Rejected: the refusal, when the directory cannot be loaded (again) or says the same as before.
+    """
+    if not refused.code.startswith("unknown_"):
+        raise refused
+    owned.check()
+    try:
+        if not await directory.refresh():
+            raise refused
+    except ConnectorError:
+        raise refused from None
+    anew = steps.normalize(wish, directory)
+    if anew == account:
+        raise refused
+    return anew
 
 
 async def _only_look(event: ProvisioningEvent, report: Report, ctx: Delivery, steps: Steps) -> None:

@@ -388,6 +388,75 @@ async def test_an_unknown_name_is_final_only_after_one_refresh(product: Product)
     assert product.steps == ["normalize", "normalize", "find", "create"]
 
 
+class Renamed(Roles):
+    """A directory whose role was spelled anew, or removed, at the product since it was loaded."""
+
+    def __init__(self, now: Sequence[str]) -> None:
+        super().__init__(["wizard"])
+        self.now = now
+
+    async def refresh(self) -> bool:
+        self.refreshes += 1
+        first, self.known = self.known != list(self.now), list(self.now)
+        return first
+
+
+class Spelled(GroupProduct):
+    """A product that wants its names to the letter and a connector that knows them by the directory."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__()
+        self.role = role
+
+    def normalize(self, user: User, directory: Any) -> dict[str, Any]:
+        self._enter("normalize", user.user_name)
+        wanted = text(user.title)
+        exact = [name for name in directory.names("role") if name.casefold() == wanted.casefold()]
+        if not exact:
+            raise NormalizationError(f"there is no role {wanted}", code="unknown_role", attribute="title")
+        return {"name": user.user_name.casefold(), "title": exact[0]}
+
+    def _enter(self, step: str, what: Any, ctx: Delivery | None = None) -> None:
+        super()._enter(step, what, ctx)
+        if step == "create" and self.sent != self.role:
+            raise Rejected("no such role", code="unknown_role", attribute="title")
+
+    async def create(self, account: Any, ctx: Delivery) -> str:
+        self.sent = account["title"]
+        return await super().create(account, ctx)
+
+
+async def test_a_name_the_product_spells_anew_is_sent_as_it_is_now() -> None:
+    """Vendor page 1.4: a refused name is final only after one refresh; a directory never expires by itself."""
+    product, roles = Spelled("Wizard"), Renamed(["Wizard"])
+
+    outcome = await told(product, document={"userName": "ada", "title": "WIZARD"}, directory=roles)
+
+    assert outcome.result is Result.APPLIED
+    assert [held["title"] for held in product.accounts.values()] == ["Wizard"]
+    assert product.steps == ["normalize", "find", "create", "normalize", "find", "create"]
+
+
+@pytest.mark.parametrize(
+    ("now", "message", "creates"), [(["Sorcerer"], "there is no role", 1), (["wizard"], "no such role", 1)]
+)
+async def test_a_name_that_is_gone_or_refused_all_the_same_is_final_after_one_refresh(
+    now: list[str], message: str, creates: int
+) -> None:
+    """Vendor page 1.4: P after one catalogue refresh; nothing is tried for ever."""
+    product, roles = Spelled("Wizard"), Renamed(now)
+
+    outcome = await told(product, document={"userName": "ada", "title": "wizard"}, directory=roles)
+
+    assert outcome.result is Result.REJECTED
+    assert outcome.reason is not None
+    assert outcome.reason.code == "unknown_role"
+    assert message in outcome.reason.message
+    assert roles.refreshes == 1
+    assert product.steps.count("create") == creates
+    assert not outcome.ambiguous
+
+
 async def test_ignored_attributes_are_named(product: Product) -> None:
     """Rule A8: what the product cannot hold is said, not swallowed."""
     outcome = await told(product, document={"userName": "ada", "nickName": "Countess"})
