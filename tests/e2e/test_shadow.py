@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
-import pytest
 
-from tests.e2e.running import Running, a_talkdesk_user, an_address, eventually, replacing
+from tests.e2e.running import Product, Running, Scim, a_talkdesk_user, an_address, eventually, replacing
 
 WAIT_S = 30.0
 TABLE = "[targets.talkdesk]\n"
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Running]:
-    """A system of this test's own, because it edits the configuration."""
-    running = Running(tmp_path / "data", "--no-cycle")
-    try:
-        yield running.start()
-    finally:
-        code = running.stop()
-    assert code == 0, running.said()
 
 
 def edit(system: Running, *, shadow: bool) -> None:
@@ -35,17 +21,39 @@ def edit(system: Running, *, shadow: bool) -> None:
 
 
 async def test_a_target_in_shadow_mode_writes_nothing_until_the_mode_ends(
-    own: Running, session: aiohttp.ClientSession
+    system: Running, session: aiohttp.ClientSession, to_talkdesk: Scim, talkdesk: Product
 ) -> None:
     """Entra gets 201, 200 and 204 at once; the product's journal stays empty; then what is wished is delivered for real."""
-    to_talkdesk, product = own.scim(session, "talkdesk"), own.product(session, "talkdesk")
-    edit(own, shadow=True)
+    before = await system.settled(session, "talkdesk", WAIT_S)
+    try:
+        edit(system, shadow=True)
+        ada, eve, since = await rehearsed(system, session, to_talkdesk, talkdesk)
+    finally:
+        edit(system, shadow=False)
+
+    async def there() -> Any:
+        return await talkdesk.user(ada)
+
+    held = await eventually(there, WAIT_S, "the user is delivered for real")
+    assert held["givenName"] == "Adele"
+    await system.settled(session, "talkdesk", WAIT_S)
+    assert len(await talkdesk.effects(since)) == 1
+    target = await system.target(session, "talkdesk")
+    grown = {state: target["counts"][state] - before[state] for state in ("applied", "dead")}
+    assert (target["shadow"], grown) == (False, {"applied": 1, "dead": 1})
+    assert (await to_talkdesk.delete(eve)).status == 204, "no dead letter is left to the other tests"
+
+
+async def rehearsed(
+    system: Running, session: aiohttp.ClientSession, to_talkdesk: Scim, product: Product
+) -> tuple[str, str, int]:
+    """Who is wished in shadow mode: a user's name, a refused user's id, and the place in the product's journal before them."""
 
     async def is_shadow() -> bool:
-        return bool((await own.target(session, "talkdesk"))["shadow"])
+        return bool((await system.target(session, "talkdesk"))["shadow"])
 
     async def recorded(count: int) -> Any:
-        view = await own.api(session, "/targets/talkdesk/shadow")
+        view = await system.api(session, "/targets/talkdesk/shadow")
         return view if view["total"] == count and view["items"] else None
 
     await eventually(is_shadow, WAIT_S, "the gateway reads its file again")
@@ -64,18 +72,7 @@ async def test_a_target_in_shadow_mode_writes_nothing_until_the_mode_ends(
     assert [call["method"] for item in view["items"] for call in item["calls"]] == ["POST"]
     assert ada not in str(view)
     assert await product.effects(since) == []
-    plan = await own.provgate("plan", "talkdesk", ada)
+    plan = await system.provgate("plan", "talkdesk", ada)
     assert (plan["would"], plan["shadow"], len(plan["calls"])) == ("apply", True, 1)
     assert await product.effects(since) == []
-
-    edit(own, shadow=False)
-
-    async def there() -> Any:
-        return await product.user(ada)
-
-    held = await eventually(there, WAIT_S, "the user is delivered for real")
-    assert held["givenName"] == "Adele"
-    await own.settled(session, "talkdesk", WAIT_S)
-    assert len(await product.effects(since)) == 1
-    target = await own.target(session, "talkdesk")
-    assert (target["shadow"], target["counts"]["applied"], target["counts"]["dead"]) == (False, 1, 1)
+    return ada, refused.id, since

