@@ -30,7 +30,7 @@ from connectors.registry import load
 from schemas import topology
 from schemas.config import Configuration
 from schemas.errors import ConfigurationError
-from schemas.logs import logger, register_secret
+from schemas.logs import at_level, logger, register_secret
 from schemas.topology import StreamState, TopologyError
 from workers import control, presence
 from workers.ownership import PULL_S, Link, Pulls, Signals, monotonic_s
@@ -437,7 +437,8 @@ class Worker:
         )
 
         async def handle(message: NatsMessage) -> bytes:
-            return await control.answer(served, message.raw_message.data)
+            with at_level(served.configured.log_level):
+                return await control.answer(served, message.raw_message.data)
 
         subscriber(handle)
         await subscriber.start()

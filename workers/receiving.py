@@ -33,7 +33,7 @@ from schemas.events import (
     encode,
     outcome_headers,
 )
-from schemas.logs import logger
+from schemas.logs import at_level, logger
 from schemas.states import Result
 from workers.crashpoints import reached
 from workers.delivery import deliver
@@ -134,7 +134,8 @@ class Receiver:
             return
         token = _current.set(held)
         try:
-            await self._receive(served, pulls, held, message)
+            with at_level(served.configured.log_level):
+                await self._receive(served, pulls, held, message)
         except Exception as exc:  # a mistake of ours: the event stays in the stream, other deliveries go on
             self._log.error("delivery.failed", target=served.name, error=type(exc).__name__, exc_info=exc)
         finally:
@@ -358,8 +359,6 @@ class Receiver:
         started: float,
         **facts: Any,
     ) -> None:
-        if level == "info" and served.configured.log_level == "warning":
-            return
         getattr(self._log, level)(
             name,
             target=event.target,
