@@ -144,7 +144,7 @@ def _mapping(spec: Spec) -> str:
             "",
             f"Delete the other rows of the default mapping: {', '.join(f'`{path}`' for path in gone)}.",
             "A row that is left does no harm: its values are kept and shown to Entra, never sent to the product, and named as",
-            "ignored in `provgate plan` and `provgate user show`.",
+            "ignored by `provgate plan` and `provgate check`.",
         ]
     if spec.groups_step:
         lines += ["", spec.groups_step]

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +31,10 @@ NATS_WAIT_S = 3.0
 INFO_BYTES_MAX = 64 * 1024
 KEY_WARN_DAYS = 30
 FINDING_CHARS_MAX = 1_000
+LATEST_MAX = 200
+"""Deliveries of a target that are looked at for what its mapping gets wrong."""
+LATELY_S = 7 * 86_400.0
+NAMES_MAX = 6
 NATS_PORT = 4222
 
 _LINE = re.compile(r"(ok|warning|error)\s+(\S+): (.*)")
@@ -78,7 +83,8 @@ def run_checks(path: Path) -> list[Finding]:
 
 def _of_problem(source: str, problem: str) -> Finding:
     where, colon, message = problem.partition(": ")
-    return Finding("error", where, message) if colon else Finding("error", source, problem)
+    is_place = colon and not where.startswith(("cannot be ", "is not "))  # those are about the file itself
+    return Finding("error", where, message) if is_place else Finding("error", source, problem)
 
 
 def revealed(secret: Secret, base: Path) -> str:
@@ -190,6 +196,11 @@ def _store(config: Configuration, base: Path, targets: Sequence[str]) -> list[Fi
     from gateway.databases import check_durability, engine_of
     from gateway.writer import StoreError
 
+    since = time.time() - LATELY_S
+    latest = sa.text(
+        "SELECT result, code, remarks FROM attempt WHERE target = :target AND ended_at > :since "
+        "ORDER BY ended_at DESC LIMIT :most"
+    )
     try:
         engine = engine_of(location)
         try:
@@ -202,6 +213,10 @@ def _store(config: Configuration, base: Path, targets: Sequence[str]) -> list[Fi
                 held = connection.execute(
                     sa.text("SELECT target, prefix, expires_at FROM access_key WHERE revoked_at IS NULL")
                 ).all()
+                seen = {
+                    target: connection.execute(latest, {"target": target, "since": since, "most": LATEST_MAX}).all()
+                    for target in targets
+                }
         finally:
             engine.dispose()
     except StoreError as exc:
@@ -216,7 +231,40 @@ def _store(config: Configuration, base: Path, targets: Sequence[str]) -> list[Fi
     found = [Finding("ok", "store", f"{engine.dialect.name} answers")]
     for target in targets:
         found += _secrets(target, config.targets[target], ends, time.time())
+        found += _mapping(target, config.targets[target].connector, seen[target])
     return found
+
+
+def _mapping(target: str, connector: str, latest: Sequence[tuple[str, str | None, str | None]]) -> Iterable[Finding]:
+    """What the newest deliveries say about the mapping in Entra: attributes sent in vain, and values the product cannot take.
+
+    Args:
+        latest: result, code and remarks of each.
+    """
+    ignored: Counter[str] = Counter()
+    refused: Counter[tuple[str, str]] = Counter()
+    for result, code, remarks in latest:
+        said = json.loads(remarks) if remarks else {}
+        ignored.update(said.get("ignored", ()))
+        if result == "rejected":
+            refused[(str(said.get("attribute") or ""), str(code))] += 1
+    page = f"connectors/setup/{connector}.md shows the mapping"
+    if ignored:
+        names = _names(name for name, _ in ignored.most_common())
+        text = f"Entra sends attributes that the product does not take: {names}"
+        yield Finding("warning", f"targets.{target}.mapping", text, f"Delete their rows in Entra; {page}.")
+    if refused:
+        names = _names(
+            f"{count} for {f'{where}, ' if where else ''}{code}" for (where, code), count in refused.most_common()
+        )
+        text = f"of the newest {len(latest)} deliveries the product's rules refused {names}"
+        yield Finding("warning", f"targets.{target}.mapping", text, f"provgate dead list --target {target}; {page}.")
+
+
+def _names(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - NAMES_MAX} more" if len(listed) > NAMES_MAX else ""
+    return f"{', '.join(listed[:NAMES_MAX])}{more}"
 
 
 def _secrets(target: str, settings: TargetSettings, ends: Mapping[tuple[str, str], float], now: float) -> list[Finding]:
