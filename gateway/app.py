@@ -293,7 +293,9 @@ class Gateway:
         """What was only rehearsed at these targets is due now, and delivered for real."""
         now = time.time()
         for name in names:
-            count = await self.store.run(lambda ledger, name=name: ledger.leave_shadow(name, now))  # type: ignore[misc]
+            count = 0
+            while part := await self.store.run(lambda ledger, name=name: ledger.leave_shadow(name, now)):  # type: ignore[misc]
+                count += part
             if count:
                 log.warning("shadow.left", target=name, changes=count)
                 self.dispatcher.kick(name)

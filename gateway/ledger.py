@@ -28,6 +28,9 @@ from gateway.lifecycle import (
 from gateway.patch import MemberChange
 from schemas.events import Outcome
 
+SHADOW_LEFT_MAX = 1_000
+"""Changes that one job gives back after shadow mode: few enough that no request notices it."""
+
 T = TypeVar("T")
 Job = Callable[["Ledger"], T]
 
@@ -116,8 +119,8 @@ class Ledger(Others, Protocol):
     def hasten(self, target: str, now: float) -> None:
         """A circuit closed: let waiting retries of this target go on now, except those that rest after an ambiguous end."""
 
-    def leave_shadow(self, target: str, now: float) -> int:
-        """Shadow mode is over: what was only rehearsed at this target is due now; how many changes."""
+    def leave_shadow(self, target: str, now: float, limit: int = SHADOW_LEFT_MAX) -> int:
+        """Shadow mode is over: what was only rehearsed at this target is due now; how many of it, at most `limit` at once."""
 
     def dead_alike(self, target: str, fingerprint: str, since: float) -> tuple[int, int]:
         """Distinct resources that died of this cause since, and distinct resources tried since (dead-letter brake)."""

@@ -156,9 +156,21 @@ class Statements:
             )
             .values(next_at=_p("now", sa.Float), due_at=_p("now", sa.Float))
         )
+        rehearsed = (
+            sa.select(r.seq)
+            .where(
+                r.target == _p("name"),
+                r.priority.in_([sa.literal_column(str(n)) for n in range(PRIORITY_REPAIR + 1)]),
+                r.due_at > _p("now", sa.Float),
+                # not the column itself: those given back already are blocked, too, and SQLite would read them for every part
+                _is(r.state + sa.literal_column("''"), "blocked"),
+                _is(r.blocked_on, SHADOW),
+            )
+            .limit(_p("limit", sa.Integer))
+        )
         clauses["leave_shadow"] = (
             sa.update(RESOURCE)
-            .where(r.target == _p("name"), _is(r.state, "blocked"), _is(r.blocked_on, SHADOW), ~flying)
+            .where(r.seq.in_(rehearsed))
             .values(next_at=_p("now", sa.Float), due_at=_p("now", sa.Float))
             .returning(r.id)
         )

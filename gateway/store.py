@@ -28,7 +28,7 @@ from msgspec import Struct
 
 from gateway import ledger as protocol
 from gateway.databases import StoreRefused, check_durability, engine_of, first_line, migrate
-from gateway.ledger import Keys, Tally
+from gateway.ledger import SHADOW_LEFT_MAX, Keys, Tally
 from gateway.lifecycle import MemberSteps, Referred, Row, TargetRow, Wish, refer
 from gateway.patch import MemberChange
 from gateway.records import (
@@ -614,9 +614,9 @@ class Transaction(protocol.Ledger):
         self._loaded.clear()
         self._db.do("hasten", name=target, now=now)
 
-    def leave_shadow(self, target: str, now: float) -> int:
+    def leave_shadow(self, target: str, now: float, limit: int = SHADOW_LEFT_MAX) -> int:
         self._loaded.clear()
-        return len(self._db.rows("leave_shadow", name=target, now=now))
+        return len(self._db.rows("leave_shadow", name=target, now=now, limit=limit))
 
     def dead_alike(self, target: str, fingerprint: str, since: float) -> tuple[int, int]:
         died = self._db.number("died", name=target, cause=without_nul(fingerprint), since=since)

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.ledger import Keys, Tally
+from gateway.ledger import SHADOW_LEFT_MAX, Keys, Tally
 from gateway.lifecycle import Doubts, MemberSteps, Referred, Row, TargetRow, Wish, refer
 from gateway.patch import MemberChange
 from gateway.visibility import is_visible
@@ -252,10 +252,12 @@ class MemoryLedger:
             if mine and not row.ambiguous and row.in_flight is None:
                 row.next_at = min(row.next_at, now)
 
-    def leave_shadow(self, target: str, now: float) -> int:
+    def leave_shadow(self, target: str, now: float, limit: int = SHADOW_LEFT_MAX) -> int:
         rows = [
-            r for r in self.m.rows.values() if r.target == target and r.blocked_on == SHADOW and r.in_flight is None
-        ]
+            r
+            for r in self.m.rows.values()
+            if r.target == target and r.state is State.BLOCKED and r.blocked_on == SHADOW and r.next_at > now
+        ][:limit]
         for row in rows:
             row.next_at = min(row.next_at, now)
         return len(rows)
