@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import socket
 import sys
 import tempfile
 import time
@@ -34,11 +35,13 @@ from deploy.local import (
     write_private,
 )
 from schemas import logs
+from schemas.errors import ConfigurationError
 
 PEOPLE = 20
 GROUPS = 2
 """Groups of the targets that take any, with everybody in one of them."""
 START_WAIT_S = 60.0
+PORT_MAX = 65_535
 APPLY_WAIT_S = 120.0
 KEY_DAYS = 90
 MANAGER = "Contoso Archive"
@@ -124,10 +127,18 @@ def demo(*, port: int = 8080, data: Path | None = None, ready_file: Path | None 
         data: where everything is kept; a temporary folder, removed at the end, when None.
         ready_file: written as JSON when everything answers.
         cycle: whether the emulated Entra runs its first cycle.
+
+    Raises:
+        ConfigurationError: the folder cannot be made, or a port is none or is taken.
     """
     logs.configure("demo", level="warning", pretty=True)
+    if not 0 <= port <= PORT_MAX:
+        raise ConfigurationError("demo", [f"--port {port}: must be 1 to {PORT_MAX}, or 0 for a free one"])
     if data is not None:
-        data.mkdir(parents=True, exist_ok=True)
+        try:
+            data.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ConfigurationError("demo", [f"--data {data}: cannot be made: {exc.strerror}"]) from None
         return asyncio.run(_Demo(port, data.resolve(), ready_file, cycle).run())
     with tempfile.TemporaryDirectory(prefix="provgate-demo-") as folder:
         return asyncio.run(_Demo(port, Path(folder).resolve(), ready_file, cycle).run())
@@ -231,6 +242,14 @@ class _Demo:
         kept: dict[str, int] = msgspec.json.decode(path.read_bytes(), type=dict[str, int]) if path.exists() else {}
         ports = {name: kept.get(name) or free_port() for name in ("operator", "nats", *EMULATED)}
         ports["scim"] = self.port or kept.get("scim") or free_port()
+        for name, port in ports.items():
+            if not _is_free(port):
+                said = f"port {port} ({name}) is taken; " + (
+                    "name another one with --port, 0 takes a free one"
+                    if name == "scim" and self.port
+                    else f"does a demo with the data in {self.data} run already?"
+                )
+                raise ConfigurationError("demo", [said])
         path.write_bytes(msgspec.json.encode(ports))
         return ports
 
@@ -386,6 +405,17 @@ class _Demo:
         async with aiohttp.ClientSession() as session, session.get(f"{self.emulators[target]}/__emu/state") as answer:
             state = cast("dict[str, Any]", await answer.json())
         return str(len(state["users"]))
+
+
+def _is_free(port: int) -> bool:
+    """Whether something could listen there; a process that cannot would be started again and again."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _directory(roles: Sequence[str]) -> tuple[list[entra.Person], list[entra.Group]]:

@@ -634,6 +634,7 @@ def record(
     else:
         _say_recorded(report)
     if not report.connection.ok:
+        path.unlink(missing_ok=True)  # nothing was recorded; the next try may use the name again
         return REFUSED if report.connection.status_code in (401, 403) else NOT_FINE
     return NOT_FINE if report.failed else FINE
 
@@ -725,14 +726,16 @@ def _say_replayed(heading: Heading, report: ReplayReport) -> None:
         if len(report.differences) > SHOWN_MAX:
             out.print(f"and {len(report.differences) - SHOWN_MAX:,} more; --json has them all")
     kinds = Counter("status" if found.recorded != found.now else "body" for found in report.differences)
-    verdict = (
-        f"{kinds['status']:,} differ in status, {kinds['body']:,} in the body"
-        if report.differences
-        else "every answer is what was recorded"
-    )
+    if report.differences:
+        verdict = f"{kinds['status']:,} differ in status, {kinds['body']:,} in the body"
+    elif report.stopped:
+        verdict = "nothing can be said about the answers"
+    else:
+        verdict = "every answer is what was recorded"
+    noun = "request" if report.sent == 1 else "requests"
     out.print(
         Text(
-            f"{report.sent:,} requests of a recording of {heading.recorded_at} ({heading.mapping}, {heading.dialect}) in "
+            f"{report.sent:,} {noun} of a recording of {heading.recorded_at} ({heading.mapping}, {heading.dialect}) in "
             f"{report.elapsed_s:.1f} s ({report.requests_per_s:,.0f}/s): {verdict}."
         )
     )

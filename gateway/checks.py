@@ -60,7 +60,7 @@ def run_checks(path: Path) -> list[Finding]:
     try:
         config = load(path)
     except ConfigurationError as exc:
-        return [_of_problem(exc.source, problem) for problem in exc.problems]
+        return [_of_problem(path.name, problem) for problem in exc.problems]
     base = path.resolve().parent
     targets = sorted(name for name, settings in config.targets.items() if settings.enabled)
     found = [Finding("ok", path.name, f"read; {len(targets)} of {len(config.targets)} targets are enabled")]

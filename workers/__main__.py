@@ -38,8 +38,13 @@ def run(config: Configuration, base: Path, targets: Sequence[str] = (), *, prett
         pretty: log lines for a person at a terminal.
 
     Raises:
-        ConfigurationError: the connection to NATS is described wrongly. A wrong target is reported and not served.
+        ConfigurationError: the connection to NATS is described wrongly, or none of `targets` is in the file. A wrong target
+            beside right ones is reported and not served.
     """
+    if targets and not any(name in config.targets for name in targets):
+        known = ", ".join(sorted(config.targets)) or "none"
+        problems = [f"targets.{name}: is not configured; there are: {known}" for name in targets]
+        raise ConfigurationError("worker", problems)
     levels = {configured.log_level for configured in config.targets.values()}
     logs.configure("worker", level="debug" if "debug" in levels else "information", pretty=pretty)
     return _looped(_serve(config, base, targets))

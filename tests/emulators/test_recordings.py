@@ -268,6 +268,11 @@ async def test_the_commands_record_replay_and_end_with_1_when_something_differs(
         assert code == 1
         assert {found["now"] for found in report["differences"] if found["method"] == "POST"} == {409}
         assert report["sent"] == report["same"] + len(report["differences"])
-        assert (await provgate(*again, "--token-file", str(tmp_path / "wrong")))[0] == 4
+        code, out, _ = await provgate(*again, "--token-file", str(tmp_path / "wrong"))
+        assert (code, "1 request of" in out, "nothing can be said" in out) == (4, True, True), out
+        fresh = str(tmp_path / "fresh.jsonl")
+        for credentials, wanted in ((("--token-file", str(tmp_path / "wrong")), 4), (key, 0)):
+            code, out, err = await provgate("entra", "record", fresh, "--tenant-url", one.url, *credentials)
+            assert code == wanted, out + err  # the try that failed left no file in the way of the next one
     assert (await provgate(*again, *key))[0] == 3
     assert (await provgate("entra", "replay", str(tmp_path / "key"), "--tenant-url", one.url, *key))[0] == 2

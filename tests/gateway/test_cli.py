@@ -541,7 +541,8 @@ async def test_check_names_every_mistake_of_the_file_at_once(tmp_path: Path) -> 
     assert "did you mean port?" in next(f["message"] for f in answer["findings"] if f["where"] == "gateway.prot")
     missing = await provgate("check", "--config", str(tmp_path / "none.toml"))
     assert missing.code == NOT_FINE
-    assert "cannot be read" in missing.out
+    line = next(line for line in missing.out.splitlines() if line.startswith("error"))
+    assert line.split()[1:] == ["none.toml", "cannot", "be", "read:", "No", "such", "file", "or", "directory"]
 
 
 async def test_check_finds_a_missing_broker_and_a_target_without_a_key(here: Operated, nats_server: NatsServer) -> None:
@@ -574,6 +575,33 @@ async def test_commands_that_start_processes_want_their_configuration_file(tmp_p
         ended = await provgate(command, "--config", str(tmp_path / "none.toml"))
         assert ended.code == WRONG_USE
         assert "none.toml" in ended.err
+
+
+async def test_a_demo_that_cannot_start_says_why_at_once(tmp_path: Path) -> None:
+    """A port that is none or is taken, and a folder that cannot be made, are said instead of tried again and again."""
+    taken = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    port = taken.sockets[0].getsockname()[1]
+    (tmp_path / "file").write_text("")
+    async with taken:
+        for arguments, said in (
+            (("--port", "99999"), "--port 99999: must be 1 to 65535, or 0 for a free one"),
+            (("--port", str(port), "--data", str(tmp_path / "new")), f"port {port} (scim) is taken; name another"),
+            (("--data", str(tmp_path / "file" / "below")), "cannot be made: Not a directory"),
+        ):
+            ended = await asyncio.wait_for(provgate("demo", *arguments), WAIT_S)
+            assert ended.code == WRONG_USE, ended
+            assert said in ended.err
+
+
+async def test_a_worker_for_a_target_that_is_not_in_the_file_does_not_start(tmp_path: Path) -> None:
+    """Named wrongly, it could never serve anything; what there is is said."""
+    config = tmp_path / "provgate.toml"
+    await asyncio.to_thread(config.write_text, '[targets.alpha]\nconnector = "observe"\n')
+
+    ended = await provgate("worker", "--config", str(config), "--target", "alhpa")
+
+    assert ended.code == WRONG_USE
+    assert "targets.alhpa: is not configured; there are: alpha" in ended.err
 
 
 async def test_worker_becomes_the_worker_process(tmp_path: Path, nats_server: NatsServer) -> None:
