@@ -28,6 +28,7 @@ from gateway.discovery import Discovery
 from gateway.endpoints import Call, Everything, Groups, NoGroups, OtherSpellings, Reply, Resources, Users
 from gateway.entra_keys import KeySets
 from gateway.entra_tokens import EntraTokens
+from gateway.filters import query_parameters
 from gateway.intake import Intake
 from gateway.keys import Keys
 from gateway.limits import (
@@ -44,6 +45,7 @@ from gateway.messages import (
     MEDIA_TYPE,
     Limits,
     ScimError,
+    forbidden,
     invalid_syntax,
     too_large,
     unavailable,
@@ -255,7 +257,7 @@ def scim_app(parts: ScimParts) -> Edge:
     routes = [
         *_resource_routes("Users", lambda target: resources_of(target, "Users"), call_of),
         *_resource_routes("Groups", lambda target: resources_of(target, "Groups"), call_of),
-        *_discovery_routes(discovery, call_of),
+        *_discovery_routes(discovery, call_of, limits),
         _search_route(everything, call_of),
         _event_route(Completions(parts.store), call_of),
         _bulk_route(bulk, call_of),
@@ -356,7 +358,7 @@ def _event_route(completions: Completions, call_of: CallOf) -> HTTPRouteHandler:
     return completion
 
 
-def _discovery_routes(discovery: Discovery, call_of: CallOf) -> list[HTTPRouteHandler]:
+def _discovery_routes(discovery: Discovery, call_of: CallOf, limits: Limits) -> list[HTTPRouteHandler]:
     tenant = f"{PREFIX}/{{target:str}}"
 
     @get(f"{tenant}/ServiceProviderConfig")
@@ -367,6 +369,7 @@ def _discovery_routes(discovery: Discovery, call_of: CallOf) -> list[HTTPRouteHa
     @get(f"{tenant}/ResourceTypes")
     async def resource_types(request: Request[Any, Any, Any]) -> Sent:
         call = call_of(request)
+        _refuse_filter(call, limits)
         return _answer(Reply(200, discovery.resource_types(call.target, call.base)))
 
     @get(f"{tenant}/ResourceTypes/{{resource:str}}")
@@ -377,6 +380,7 @@ def _discovery_routes(discovery: Discovery, call_of: CallOf) -> list[HTTPRouteHa
     @get(f"{tenant}/Schemas")
     async def schemas(request: Request[Any, Any, Any]) -> Sent:
         call = call_of(request)
+        _refuse_filter(call, limits)
         return _answer(Reply(200, discovery.schemas(call.target, call.base)))
 
     @get(f"{tenant}/Schemas/{{resource:str}}")
@@ -385,6 +389,16 @@ def _discovery_routes(discovery: Discovery, call_of: CallOf) -> list[HTTPRouteHa
         return _answer(Reply(200, discovery.schema(call.target, call.base, call.resource)))
 
     return [provider_config, resource_types, resource_type, schemas, schema]
+
+
+def _refuse_filter(call: HttpCall, limits: Limits) -> None:
+    """Nobody may believe that a filter was obeyed here (RFC 7644 section 4).
+
+    Raises:
+        ScimError: 403; 400 for a query that is none.
+    """
+    if call.query and "filter" in query_parameters(call.query, limits=limits):
+        raise forbidden("There is no filter on this address", "Ask for one by its id, or for all")
 
 
 def _health_routes(is_ready: Callable[[], Awaitable[bool]]) -> list[HTTPRouteHandler]:
@@ -566,6 +580,8 @@ class Edge:
             raise too_many_for_target(self._per_target.rate_per_s)
         if self._overload.step:
             self._overload.check(scope["method"], segments, scope["query_string"], target, self._limits)
+        if scope["method"] == "OPTIONS":
+            send = _allowing(send, ", ".join((*_methods(scope["path"]), "OPTIONS")))
         await self._inner(_as_get(scope), receive, send)
 
     async def _token(self, scope: HTTPScope, receive: Receive, send: Send, target: str) -> None:
@@ -613,6 +629,18 @@ class Edge:
 
 def _is_token_endpoint(segments: list[str]) -> bool:
     return len(segments) == 3 and segments[0] == "oauth2" and segments[2] == "token"
+
+
+def _allowing(send: Send, methods: str) -> Send:
+    """What may be done here goes into the answer to OPTIONS (RFC 9110 section 9.3.7); Litestar names only one method."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == 204:
+            kept = [header for header in message["headers"] if header[0] != b"allow"]
+            message["headers"] = [*kept, (b"allow", methods.encode())]
+        await send(message)
+
+    return sending
 
 
 def _as_get(scope: HTTPScope) -> HTTPScope:

@@ -587,6 +587,36 @@ async def test_a_method_that_is_not_there_is_405_and_says_which_are(
 
 
 @together
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/Users", "GET, HEAD, POST, OPTIONS"),
+        (f"/Users/{NOBODY}", "GET, HEAD, PUT, PATCH, DELETE, OPTIONS"),
+        ("/Groups/.search", "POST, OPTIONS"),
+        ("/Bulk", "POST, OPTIONS"),
+        ("/Schemas", "GET, HEAD, OPTIONS"),
+    ],
+)
+async def test_options_names_every_method_of_an_address(empty: Listener, path: str, allowed: str) -> None:
+    """RFC 9110 section 9.3.7; a key is asked for here as everywhere."""
+    answer = await empty.send("OPTIONS", path)
+
+    assert (answer.status, answer.raw) == (204, b"")
+    assert answer.headers["allow"] == allowed
+    assert is_error(await empty.send("OPTIONS", path, token=""), 401)
+
+
+@together
+@pytest.mark.parametrize("path", ["/Schemas", "/ResourceTypes"])
+async def test_discovery_refuses_filters_and_overlooks_the_rest(empty: Listener, path: str) -> None:
+    """RFC 7644 section 4: 403 for a filter, so that nobody believes it was obeyed; paging and sorting are ignored."""
+    assert is_error(await empty.get(f"{path}?filter=id+eq+%22x%22"), 403)
+    assert is_error(await empty.get(f"{path}?FILTER=x&aadOptscim062020"), 403)
+    whole = await empty.get(path)
+    assert (await empty.get(f"{path}?aadOptscim062020&startIndex=2&count=1&sortBy=id")).body == whole.body
+
+
+@together
 @pytest.mark.parametrize("path", ["/Nothing", "", "/Users/a/b", "/Bulk/a", "/users"])
 async def test_an_address_that_is_not_there_is_a_scim_404(empty: Listener, path: str) -> None:
     """Entra's admin reads the body; an HTML page would tell nothing."""

@@ -434,7 +434,7 @@ async def test_who_does_not_read_the_answers_is_cut_off(tmp_path: Path) -> None:
 
         await until(lambda: not len(scim.server.connections))
         await until(lambda: overload.requests == 0)
-        assert caller.took_s() >= SOON_S
+        assert caller.took_s() >= SOON_S * 0.8  # the loop's timers count from the beginning of its turn
         await caller.close()
 
 
