@@ -42,6 +42,7 @@ GROUPS = 2
 """Groups of the targets that take any, with everybody in one of them."""
 START_WAIT_S = 60.0
 PORT_MAX = 65_535
+PORT_WAIT_S = 5.0
 APPLY_WAIT_S = 120.0
 KEY_DAYS = 90
 MANAGER = "Contoso Archive"
@@ -242,8 +243,12 @@ class _Demo:
         kept: dict[str, int] = msgspec.json.decode(path.read_bytes(), type=dict[str, int]) if path.exists() else {}
         ports = {name: kept.get(name) or free_port() for name in ("operator", "nats", *EMULATED)}
         ports["scim"] = self.port or kept.get("scim") or free_port()
+        # Children of a demo that was killed with the same data end within moments.
+        deadline = time.monotonic() + (PORT_WAIT_S if kept else 0.0)
         for name, port in ports.items():
-            if not _is_free(port):
+            while not (free := _is_free(port)) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            if not free:
                 said = f"port {port} ({name}) is taken; " + (
                     "name another one with --port, 0 takes a free one"
                     if name == "scim" and self.port
