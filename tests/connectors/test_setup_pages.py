@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -113,3 +114,35 @@ def test_a_page_with_a_broken_mark_is_refused(page: str, said: str) -> None:
     """Better an error than a page that silently stays as it was."""
     with pytest.raises(ValueError, match=said):
         setup_pages.with_printed("talkdesk", page)
+
+
+def test_every_link_of_a_page_leads_somewhere() -> None:
+    """Files exist, and sections are called what the link says, as anchors are made of headings everywhere."""
+    for page in (*TYPED, ROOT / "connectors" / "README.md"):
+        for target in re.findall(r"\]\(([^)]+)\)", text(page)):
+            path, _, anchor = target.partition("#")
+            if "://" in path:
+                continue
+            file = page if not path else page.parent / path
+            assert file.exists(), f"{page.name}: {target}"
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", text(file), re.MULTILINE)
+                anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+                assert anchor in anchors, f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("name", ["talkdesk", "babelforce", "telemessage", "bobs_business", "sofa"])
+def test_what_a_page_says_of_refusals_is_said_by_the_connector(name: str) -> None:
+    """An admin searches the page for the words that stand in the log."""
+    said = "".join(
+        node.value
+        for node in ast.walk(ast.parse((ROOT / "connectors" / f"{name}.py").read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    titled = said.replace(f" {registry.load(name).spec.title}", " ")
+    table = text(setup_pages.FOLDER / f"{name}.md").partition("| `detail` says |")[2].partition("\n\n")[0]
+    rows = [line.split("|")[1].removesuffix(" (in `provgate status`) ").strip() for line in table.splitlines()[2:]]
+
+    assert len(rows) >= 5
+    for words in rows:
+        assert words in said or words in titled, words
