@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
 from gateway.store import Store
 from tests.simulation.books import MemoryBooks, SqlBooks
+
+STOP_WAIT_S = 30.0
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +47,9 @@ def postgres_server() -> Iterator[str]:
         asyncio.run(Store.open(f"{before.rpartition('/')[0]}/model?{query}").close())
         yield url
     finally:
+        at_once = psutil.Process(server.get_pid())
+        at_once.send_signal(signal.SIGQUIT)  # an orderly end writes everything once more, and the folder goes anyway
+        at_once.wait(STOP_WAIT_S)
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
 

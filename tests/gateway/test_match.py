@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +245,7 @@ class Watched:
 @contextmanager
 def processes(folder: Path, nats: str, accounts: int) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     """An emulated product with so many accounts, a gateway and a worker, each in a process of its own."""
+    import urllib.error
     import urllib.request
 
     root = Path(__file__).parent.parent.parent
@@ -289,6 +290,17 @@ def processes(folder: Path, nats: str, accounts: int) -> Iterator[dict[str, subp
             with urllib.request.urlopen(order, timeout=120) as answer:
                 assert answer.status == 200
         wait("the gateway listens", folder / ACCESS_FILE, "gateway")
+        access = json.loads((folder / ACCESS_FILE).read_text())
+        asked = urllib.request.Request(
+            f"{access['url']}/api/v1/targets/{TARGET}", headers={"Authorization": f"Bearer {access['token']}"}
+        )
+        deadline = time.monotonic() + 30
+        while True:  # until the gateway answers, and knows the worker
+            with suppress(urllib.error.URLError), urllib.request.urlopen(asked, timeout=30) as answer:
+                if json.load(answer)["target"]["workers"]:
+                    break
+            assert time.monotonic() < deadline, (folder / "worker.log").read_text()
+            time.sleep(0.1)
         yield started
     finally:
         for process in started.values():
@@ -322,15 +334,10 @@ def test_a_large_product_is_matched_within_little_memory(nats_server: NatsServer
         begun = time.monotonic()
         command = [sys.executable, "-m", "gateway.cli", "match", TARGET, "--file", str(users), "--json"]
         arguments = [*command, "--data", str(tmp_path), "--csv", str(tmp_path / "report.csv")]
-        deadline = begun + 30
-        while True:  # until the gateway knows the worker
-            with (tmp_path / "said.json").open("wb") as out, (tmp_path / "said.err").open("wb") as err:
-                child = subprocess.Popen(arguments, stdout=out, stderr=err, env=clean_environment())
-            watched.processes["command"] = psutil.Process(child.pid)
-            code = child.wait(60 + ACCOUNTS / 50)
-            if code == 0 or time.monotonic() > deadline:
-                break
-            begun = time.monotonic()
+        with (tmp_path / "said.json").open("wb") as out, (tmp_path / "said.err").open("wb") as err:
+            child = subprocess.Popen(arguments, stdout=out, stderr=err, env=clean_environment())
+        watched.processes["command"] = psutil.Process(child.pid)
+        code = child.wait(60 + ACCOUNTS / 50)
         took_s = time.monotonic() - begun
     assert code == 0, (tmp_path / "said.err").read_text()
     said = json.loads((tmp_path / "said.json").read_text())
