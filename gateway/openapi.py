@@ -98,7 +98,7 @@ def _operations(limits: Limits) -> dict[tuple[str, str], _Json]:
         operations |= _resource_operations(kind, limits)
     for name, schema in (("ResourceTypes", "ResourceType"), ("Schemas", "Schema")):
         operations["get", f"{_TENANT}/{name}"] = _operation(
-            f"list{name}", "Discovery", f"All {name}.", {200: _list_of("Discovered")}
+            f"list{name}", "Discovery", f"All {name}.", {200: _list_of("Discovered")}, 403
         )
         operations["get", f"{_TENANT}/{name}/{{resource}}"] = _operation(
             f"get{schema}", "Discovery", f"One {schema}.", {200: _ref("Discovered")}, 404
@@ -222,6 +222,7 @@ _SAID = {
     304: "Not modified.",
     400: "Not understood, or refused by the product.",
     401: "The sign-in is refused; nothing says why.",
+    403: "It was asked with a filter, and there is none here.",
     404: "This target has no such thing.",
     408: "The body did not arrive in time.",
     409: "One of its unique values is taken.",
