@@ -24,6 +24,7 @@ from gateway.bus import Message, ProbeReply, Published
 from gateway.dispatch import Dispatcher
 from gateway.intake import Intake, Waiters
 from gateway.keys import PEPPER_BYTES, Keys
+from gateway.lifecycle import Row
 from gateway.limits import Sources
 from gateway.listener import HttpServer, listen
 from gateway.outcomes import Outcomes
@@ -221,6 +222,9 @@ class InstantBus:
         return ProbeReply(ok=True)
 
     def announce_settled(self, resource: str) -> None:
+        return None
+
+    def announce_dead(self, row: Row) -> None:
         return None
 
 
