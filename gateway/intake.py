@@ -485,6 +485,8 @@ class Intake:
         if row.settled_generation >= generation:
             if is_refused(row) or row.state is State.REJECTED:
                 return Answer(error=refusal(row.reason))
+            if row.open and row.reason is not None:
+                return None  # it was refused, and a newer wish took its place: that one's word counts for both
             return Answer(row=row, created=created, applied=True)
         return None
 

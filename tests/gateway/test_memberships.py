@@ -353,6 +353,32 @@ async def test_a_refused_group_stays_hidden_although_it_also_waited_for_a_member
         assert [(row.acknowledged, is_visible(row)) for row in rows] == [(0, False)]
 
 
+async def test_a_create_that_another_one_took_over_is_not_confirmed_by_its_own_refusal(desk: Desk) -> None:
+    """T13: the first POST was refused while the second one's wish waited, and that one is refused, too: nobody is told 201."""
+    one, two = await desk.users(2)
+    desk.shelf.refused.add("Sales")
+    waiters = desk.intake.waiters
+    desk.intake.healthy = lambda target: True
+    desk.intake.answer_wait_s = 5.0
+    desk.outcomes.awaited = waiters.awaited
+    desk.outcomes.on_settled = lambda row: waiters.wake(row.id, row)
+
+    asked = [
+        asyncio.ensure_future(
+            desk.intake.create(TARGET, "group", {"displayName": "Sales"}, members=(MemberChange("replace", (member,)),))
+        )
+        for member in (one, two)
+    ]
+    async with asyncio.timeout(5):
+        while not all(task.done() for task in asked):
+            await asyncio.sleep(0.001)
+            await desk.work()
+
+    assert [task.result().error and task.result().error.status for task in asked] == [400, 400]
+    (row,) = await desk.store.read(lambda reader: reader.in_state(TARGET, State.REJECTED, 9))
+    assert (row.generation, row.acknowledged, is_visible(row)) == (2, 0, False)
+
+
 # ---- how much at once
 
 
