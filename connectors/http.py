@@ -177,7 +177,7 @@ def retry_after(headers: Mapping[str, str], *, now: datetime | None = None) -> f
         return min(float(text), RETRY_AFTER_MAX_S)
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a day or year of twenty digits
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)

@@ -6,7 +6,9 @@ grow the number of series by asking for invented ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from http import HTTPStatus
 
 from msgspec import Struct
 from prometheus_client import (
@@ -51,11 +53,14 @@ class Metrics:
 
     Args:
         known: names of the configured targets; any other name is counted as `unknown`.
+        now: epoch seconds.
     """
 
-    def __init__(self, known: Iterable[str] = ()) -> None:
+    def __init__(self, known: Iterable[str] = (), now: Callable[[], float] = time.time) -> None:
+        self._now = now
         self.known = frozenset(known)
         self._last: dict[str, tuple[float, str]] = {}
+        self._called: dict[str, float] = {}
         self._counting: dict[tuple[str, str, int], Counter] = {}
         self._registry = CollectorRegistry()
         self._requests = Counter(
@@ -101,6 +106,12 @@ class Metrics:
         if counter is None:
             counter = self._counting[named] = self._requests.labels(*map(str, named))
         counter.inc()
+        if status != HTTPStatus.UNAUTHORIZED:
+            self._called[named[0]] = self._now()
+
+    def last_request(self, target: str) -> float | None:
+        """When this process last answered a SCIM request of somebody it let in (vendor requirement S19); epoch seconds."""
+        return self._called.get(target)
 
     def count_outcome(self, target: str, result: str, at: float) -> None:
         """One outcome was folded at this epoch time."""

@@ -321,6 +321,7 @@ def _around(services: Services) -> views.Surroundings:
         bus_connected=services.dispatcher.bus.connected(),
         public_url=services.public_url,
         last_outcome=services.metrics.last_outcome,
+        last_request=services.metrics.last_request,
     )
 
 

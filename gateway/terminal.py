@@ -236,6 +236,11 @@ def target(view: Mapping[str, Any], now: float) -> RenderableType:
         ("Resources", ", ".join(f"{count:,} {state}" for state, count in view["states"].items() if count) or "none"),
         ("Oldest waiting", "-" if view["oldest_waiting_s"] is None else duration(view["oldest_waiting_s"])),
         ("Reconciled", reconcile_sentence(view["reconcile"], now) if view.get("reconcile") else "never"),
+        ("Last request", ago(view.get("last_request_at"), now)),
+        (
+            "Last outcome",
+            "-" if (last := view["last_outcome"]) is None else f"{last['result']}, {ago(last['at'], now)}",
+        ),
         ("Signs in by", ", ".join(view["auth"])),
         ("Key", "none" if view["key_days_left"] is None else f"ends in {counted(view['key_days_left'], 'day')}"),
         *_credential_fact(view.get("credential_days_left")),

@@ -34,6 +34,7 @@ class Surroundings(Struct, frozen=True, kw_only=True):
     Args:
         presences: the presence documents of all workers heard of lately.
         last_outcome: when the last outcome of a target was folded here, and what it was.
+        last_request: when Entra last called this gateway for a target.
     """
 
     now: float
@@ -42,6 +43,7 @@ class Surroundings(Struct, frozen=True, kw_only=True):
     bus_connected: bool
     public_url: str
     last_outcome: Callable[[str], tuple[float, str] | None]
+    last_request: Callable[[str], float | None]
 
     def tenant_url(self, target: str) -> str:
         """What the Entra admin enters."""
@@ -126,6 +128,7 @@ class TargetView(Struct, frozen=True, kw_only=True):
     client_days_left: int | None
     tenant_url: str
     credential_days_left: int | None = None
+    last_request_at: float | None = None
     reconcile: Report | None = None
 
 
@@ -437,6 +440,7 @@ def target_view(around: Surroundings, reader: Reader, name: str) -> TargetView:
         states=states,
         oldest_waiting_s=None if oldest is None else max(0.0, now - oldest),
         last_outcome=LastOutcome(*last) if last is not None else None,
+        last_request_at=around.last_request(name),
         auth=settings.auth,
         key_days_left=days_left,
         client_days_left=client_days_left,

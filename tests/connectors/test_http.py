@@ -262,6 +262,8 @@ NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
         ("soon", None),
         ("-5", None),
         ("", None),
+        ("99999999999999999999 Jan 2026 00:00:00 GMT", None),
+        ("Wed, 21 Oct 99999 07:28:00 GMT", None),
     ],
 )
 def test_retry_after_is_read_in_both_forms_and_capped(text: str, seconds: float | None) -> None:

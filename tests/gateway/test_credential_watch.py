@@ -71,3 +71,19 @@ async def test_what_another_version_of_a_worker_says_breaks_no_status(here: Oper
     here.workers[:] = [worker_with(20), strange, worker_with(9.5, "worker-3")]
     assert [one["phrase"] for one in await problems(here)] == ["has a Sofa access key that ends in 9 days"]
     assert (await here.get(f"/targets/{ALPHA}"))["target"]["credential_days_left"] == 9
+
+
+async def test_the_targets_page_says_when_entra_and_the_product_were_last_in_touch(here: Operated) -> None:
+    """S19: the last SCIM call, of whatever way to sign in, refused sign-ins not counted; and the last outcome."""
+    here.metrics.count_request(ALPHA, "GET user", 401)
+    assert (await here.get(f"/targets/{ALPHA}"))["target"]["last_request_at"] is None
+    before = time.time()
+    here.metrics.count_request(ALPHA, "GET user", 404)
+    here.metrics.count_request("invented", "GET user", 200)
+    here.metrics.count_outcome(ALPHA, "applied", time.time())
+    at = (await here.get(f"/targets/{ALPHA}"))["target"]["last_request_at"]
+    assert before <= at <= time.time()
+    shown = " ".join((await here.typed("target", "show", ALPHA)).out.split())
+    assert "Last request 0 s ago" in shown or "Last request 1 s ago" in shown, shown
+    assert "Last outcome applied, " in shown
+    assert "Last request -" in " ".join((await here.typed("target", "show", BETA)).out.split())
