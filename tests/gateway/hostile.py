@@ -198,7 +198,7 @@ def foreign_ids() -> Iterator[Hostile]:
         'not (target eq "alpha")', 'id eq "@beta_user@" or id eq "@beta_group@"', 'app eq "beta"', 'displayName sw "@beta_canary@"',
     ):  # fmt: skip
         for of in (USERS, GROUPS):
-            outcome: Literal["read", "empty"] = "read" if text.startswith("not") else "empty"
+            outcome: Literal["read", "empty"] = "read" if text.startswith(("not", "manager")) else "empty"
             yield Hostile(kind=kind, aims="search", path=_asked(text, of=of), outcome=outcome)
     for text in (
         'members eq "@beta_user@"',
