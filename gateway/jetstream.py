@@ -135,8 +135,10 @@ class JetStream:
         """Finish what is being folded, then leave."""
         if self._folding:
             await asyncio.wait(self._folding, timeout=REQUEST_WAIT_S)
+        # A TimeoutError, too: what the client still has to say can be said no more.
         with contextlib.suppress(Exception):
-            await self._client.close()
+            async with asyncio.timeout(REQUEST_WAIT_S):
+                await self._client.close()
 
     async def _on_error(self, exc: Exception) -> None:
         if not isinstance(exc, (OSError, nats.errors.Error)):
