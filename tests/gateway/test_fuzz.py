@@ -13,7 +13,7 @@ from tests.fuzz.running import Found, fuzz
 from tests.gateway.scim_listener import Listener, listening
 from tests.gateway.wire import ERROR, Heard, Wire, judge
 
-REQUESTS = int(os.environ.get("PROVGATE_FUZZ_REQUESTS", "2000"))
+REQUESTS = int(os.environ.get("PROVGATE_FUZZ_REQUESTS", "1500"))
 SEED = int(os.environ.get("PROVGATE_FUZZ_SEED", "20261123"))
 
 
