@@ -50,6 +50,9 @@ PEPPER_FILE = "keys.pepper"
 CONFIG_LOOK_EVERY_S = 2.0
 RESTART_WAIT_S = 1.0
 OPERATOR_TOKEN_BYTES = 32
+CANCEL_WAIT_S = 1.0
+CANCEL_ROUNDS_MAX = 5
+"""Together shorter than the time a supervisor leaves a process to end."""
 GC_THRESHOLDS = (5_000, 20, 20)
 """Nearly nothing here lives in cycles, so looking for them less often costs little memory (see `gc.set_threshold`)."""
 
@@ -200,12 +203,23 @@ class Gateway:
         try:
             await self._serve(clock)
         finally:
-            for task in list(self._tasks):
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._end_tasks()
             await self.bus.close()
             await self.store.close()
         return 0
+
+    async def _end_tasks(self) -> None:
+        """Cancel what runs beside the servers. A library may swallow the first cancellation of a wait, so it is repeated."""
+        for _ in range(CANCEL_ROUNDS_MAX):
+            waiting = set(self._tasks)
+            if not waiting:
+                return
+            for task in waiting:
+                task.cancel()
+            await asyncio.wait(waiting, timeout=CANCEL_WAIT_S)
+        if self._tasks:
+            names = sorted({getattr(task.get_coro(), "__qualname__", "?") for task in self._tasks})
+            log.warning("gateway.tasks_left", tasks=names)
 
     async def _serve(self, clock: SystemClock) -> None:
         gateway = self.config.gateway
