@@ -30,6 +30,8 @@ _NAMES_MAX = 1_000
 REDACTED = "[redacted]"
 
 _secrets: set[str] = set()
+_steps: list[Any] = []
+"""What every line goes through; always this one list, because a logger keeps the list it was first used with."""
 
 LEVELS = {"warning": logging.WARNING, "information": logging.INFO, "debug": logging.DEBUG}
 """The three there are (vendor requirement S13)."""
@@ -101,16 +103,17 @@ def configure(process: str, *, level: str = "information", stream: TextIO | None
         pretty: for a person at a terminal instead of JSON.
     """
     number = LEVELS[level]
+    _steps[:] = (
+        _above_lowest,
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
+        _redact,
+        structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer(_as_json),
+    )
     structlog.configure(
-        processors=[
-            _above_lowest,
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
-            _redact,
-            structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer(_as_json),
-        ],
+        processors=_steps,
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(file=stream or sys.stderr),
         cache_logger_on_first_use=True,
