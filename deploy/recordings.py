@@ -635,6 +635,8 @@ def record(
         _say_recorded(report)
     if not report.connection.ok:
         path.unlink(missing_ok=True)  # nothing was recorded; the next try may use the name again
+        if not report.connection.status_code:
+            return UNREACHABLE
         return REFUSED if report.connection.status_code in (401, 403) else NOT_FINE
     return NOT_FINE if report.failed else FINE
 

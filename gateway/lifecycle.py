@@ -402,6 +402,7 @@ def dispatch(row: Row, now: float, others: Others, connector: str) -> list[Effec
         row.acknowledged = row.generation
         row.settled_document = None
         row.dirty = row.read_back = False
+        row.reason = None  # whatever its wish was refused for has gone with it
         move(row, State.GONE)
         return [Close(row.generation, "noop")]
     if row.unfinished and not (row.open or row.dirty):
