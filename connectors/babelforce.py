@@ -50,11 +50,11 @@ SCIM_PREFIX = "/auth/scim/v2"
 CONFIGURATION_PATH = f"{SCIM_PREFIX}/configuration"
 DEVELOPMENT_HOST = "latest.dev.babelforce.com"
 NOT_DONE_TRIES_MAX = 3
-"""A call answered with `success: false` is sent this often before the change is given up (2.5)."""
+"""A call answered with `success: false` is sent this often before the change is given up."""
 NOT_DONE_WAIT_S = 0.25
 REMOVALS_MAX = 200
 LIST_BYTES_MAX = 16 * 1024 * 1024
-"""Users come in one answer, whatever is asked (2.2): about 500 bytes each, so that thirty thousand of them still fit."""
+"""Users come in one answer, whatever is asked: about 500 bytes each, so that thirty thousand of them still fit."""
 
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _EMAIL = re.compile(r"[^@\s]+@[^@\s.]+(\.[^@\s.]+)+")
@@ -433,7 +433,7 @@ class Babelforce(Connector[Settings, Account]):
         return found
 
     async def create(self, account: Account, ctx: Delivery) -> str:
-        """The roles of the wish, or the default roles when nothing is left (2.4)."""
+        """The roles of the wish, or the default roles when nothing is left."""
         roles = account.roles or self.settings.default_roles
         return await self.way.create(account, roles, ctx)
 
@@ -462,7 +462,7 @@ class Babelforce(Connector[Settings, Account]):
         return Expected(identities=(identity("userName", account.login),), values=values)
 
     async def imagine(self, write: Write, made_id: str, held: Held, ctx: Delivery | None) -> Imagined | None:
-        """For rehearsals: the REST answers wrap what is held, and each write is read back (2.3)."""
+        """For rehearsals: the REST answers wrap what is held, and each write is read back."""
         return await self.way.imagine(write, made_id, ctx) if isinstance(self.way, _Rest) else None
 
     # Steps ------------------------------------------------------------------------------------------------------------
@@ -491,7 +491,7 @@ class Babelforce(Connector[Settings, Account]):
 
 
 class _Rest:
-    """Users over the native REST API (2.3)."""
+    """Users over the native REST API."""
 
     def __init__(self, settings: Settings, http: VendorHttp) -> None:
         self.settings = settings
@@ -631,7 +631,7 @@ class _Rest:
         return login
 
     async def _not_created(self, account: Account, answer: VendorResponse, ctx: Delivery) -> None:
-        """Why a user was not made. Always raises; a user that was merely found is linked by the gateway (2.5)."""
+        """Why a user was not made. Always raises; a user that was merely found is linked by the gateway."""
         taken = answer.status == 409 or _DUPLICATE.search(vendor_text(answer.body)) is not None
         if taken and await self.by_login(account.login, ctx) is not None:
             raise _already_there()
@@ -701,7 +701,7 @@ class _Rest:
         return account.display_name is not UNSET and self.settings.agent_name_sync
 
     async def _name(self, account: Account, held: Mapping[str, Any], ctx: Delivery) -> None:
-        """A user has no name; the agent linked to it has (2.3)."""
+        """A user has no name; the agent linked to it has."""
         if not self._names(account):
             return
         agent = held.get("agent")
@@ -874,7 +874,7 @@ def _tries() -> Iterable[bool]:
 
 
 async def _pause_or_give_up(method: str, path: str, answer: VendorResponse, *, last: bool) -> None:
-    """After `success: false`: a short rest, or the end (2.5)."""
+    """After `success: false`: a short rest, or the end."""
     if last:
         text = vendor_text(answer.body)
         raise Rejected(f"{TITLE} does not do {method} {path}{': ' + text if text else ''}.", code="not_done")
@@ -946,7 +946,7 @@ def _role_objects(roles: Collection[str]) -> list[dict[str, str]]:
 
 
 def _bare(native_id: str) -> str:
-    """Ids are 32 hex digits on the wire; the spelling with hyphens is answered 404 (2.2)."""
+    """Ids are 32 hex digits on the wire; the spelling with hyphens is answered 404."""
     return native_id.replace("-", "")
 
 

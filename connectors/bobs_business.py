@@ -213,7 +213,7 @@ def _conflict_among(held: Sequence[Mapping[str, str]], ours: str, links: Mapping
 
 
 def normalize_address(value: Any, domain_aliases: Mapping[str, str] | None = None) -> str:
-    """An address as it is matched and sent: lower case, alias domains rewritten; plus tags and dots stay (4.4).
+    """An address as it is matched and sent: lower case, alias domains rewritten; plus tags and dots stay.
 
     Raises:
         NormalizationError: `missing` or `bad_email`; never shows the value.
@@ -595,7 +595,7 @@ class BobsBusiness(Connector[Settings, Account]):
     # Groups -----------------------------------------------------------------------------------------------------------
 
     async def find_group(self, group: Group | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
-        """By externalId, then by name, trimmed and folded (4.3).
+        """By externalId, then by name, trimmed and folded.
 
         Raises:
             Conflict: two groups carry the name of a group that is about to be made.
@@ -755,7 +755,7 @@ class BobsBusiness(Connector[Settings, Account]):
             raise self._conflict({"code": "duplicate_accounts", "ids": others})
 
     async def _taken(self, account: Account, ctx: Delivery) -> None:
-        """Why an address cannot be created (4.5). Always raises: an account that was merely found is linked by the gateway."""
+        """Why an address cannot be created. Always raises: an account that was merely found is linked by the gateway."""
         self._accounts.expire()
         decided = await self._decided(account, ctx)
         if decided["action"] == "conflict":
@@ -858,7 +858,7 @@ class BobsBusiness(Connector[Settings, Account]):
             self._found_foreign.pop(next(iter(self._found_foreign)))
 
     def _refused(self, answer: VendorResponse, method: str, template: str, account_id: str | None) -> None:
-        """Raise for a refusal; a missing seat waits and is looked at every hour (4.3)."""
+        """Raise for a refusal; a missing seat waits and is looked at every hour."""
         if answer.status < 300:
             return
         if _code(answer) in NO_SEAT:

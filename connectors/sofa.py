@@ -82,7 +82,7 @@ _BOOKKEEPING = frozenset({"schemas", "id", "meta", "groups", "password"})
 
 
 def normalize_object_id(value: Any) -> str:
-    """An Entra object id in lower case with hyphens; case, braces, `urn:uuid:`, missing hyphens and blanks do not matter (5.4).
+    """An Entra object id in lower case with hyphens; case, braces, `urn:uuid:`, missing hyphens and blanks do not matter.
 
     Raises:
         NormalizationError: `bad_object_id`; `names` has the value.
@@ -578,7 +578,7 @@ class Sofa(Connector[Settings, Account]):
     # Users ------------------------------------------------------------------------------------------------------------
 
     async def find(self, account: Account | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
-        """By externalId first, then by user name; a user with another externalId is somebody else (5.5)."""
+        """By externalId first, then by user name; a user with another externalId is somebody else."""
         asked: dict[tuple[str, str], Identity] = {}
         if account is not None:
             first = identities[0] if identities else identity("externalId", account.external_id)
@@ -716,7 +716,7 @@ class Sofa(Connector[Settings, Account]):
         return found
 
     async def put_group(self, group_id: str | None, group: Group, ctx: Delivery) -> str:
-        """Forward a mapped group with its object id unchanged; acknowledge any other (5.3).
+        """Forward a mapped group with its object id unchanged; acknowledge any other.
 
         Raises:
             Gone: the group was not forwarded before and has a mapping now; it is to be created.
@@ -786,7 +786,7 @@ class Sofa(Connector[Settings, Account]):
         return not map_memberships([object_id], self._group_map, self._role_map)["ignored"]
 
     def _note_unmapped(self, object_id: str, ctx: Delivery) -> None:
-        """Once per delivery, and counted per object id for the operator (5.5)."""
+        """Once per delivery, and counted per object id for the operator."""
         ctx.warnings.append(f"ignored: no mapping for {object_id}")
         if object_id in self.unmapped or len(self.unmapped) < UNMAPPED_COUNTED_MAX:
             self.unmapped[object_id] += 1
@@ -799,7 +799,7 @@ class Sofa(Connector[Settings, Account]):
         return ctx.resolve(account.manager) or UNSET
 
     def _await_manager(self, account: Account, account_id: str, *, unknown: bool) -> None:
-        """A manager without an account is waited for by the gateway; here only one whose account Sofa does not know (5.5)."""
+        """A manager without an account is waited for by the gateway; here only one whose account Sofa does not know."""
         if unknown:
             raise Blocked(
                 f"Everything was applied but the manager, who is not in {TITLE} yet; assign the manager to the application too.",
@@ -810,7 +810,7 @@ class Sofa(Connector[Settings, Account]):
             )
 
     async def _taken(self, account: Account, ctx: Delivery) -> None:
-        """Why a user cannot be created (5.5). Always raises: an account that was merely found is linked by the gateway."""
+        """Why a user cannot be created. Always raises: an account that was merely found is linked by the gateway."""
         found = await self.find(account, (), ctx)
         if found and all(one.conflict for one in found):
             raise Conflict(found[0].conflict, code="account_of_another", attribute="externalId")
@@ -889,7 +889,7 @@ class Sofa(Connector[Settings, Account]):
 
 
 class Keys:
-    """One or two access keys: when one is refused the other takes over (5.3). Implements `Auth`.
+    """One or two access keys: when one is refused the other takes over. Implements `Auth`.
 
     Args:
         secrets: in the order in which they are tried.

@@ -386,7 +386,7 @@ class Talkdesk(Connector[Settings, Account]):
         return learned
 
     async def find(self, account: Account | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
-        """By userName; an account with another externalId is somebody else's (1.4)."""
+        """By userName; an account with another externalId is somebody else's."""
         asked: dict[str, tuple[str, Identity]] = {}
         if account is not None:  # in Entra's spelling; identities are folded
             first = identities[0] if identities else identity("userName", account.user_name)
@@ -583,7 +583,7 @@ class Talkdesk(Connector[Settings, Account]):
         return findings
 
     async def _taken(self, account: Account, ctx: Delivery) -> None:
-        """Why a userName cannot be created (1.4). Always raises: an account that was merely found is linked by the gateway."""
+        """Why a userName cannot be created. Always raises: an account that was merely found is linked by the gateway."""
         for held in await self.scim.find("userName", account.user_name, ctx):
             conflict = _conflict(held, account)
             if conflict:

@@ -454,7 +454,7 @@ class TeleMessage(Connector[Settings, Account]):
         return found
 
     async def create(self, account: Account, ctx: Delivery) -> str:
-        """POST with an idempotency key; a number that turns out to be taken is looked up and judged (3.5)."""
+        """POST with an idempotency key; a number that turns out to be taken is looked up and judged."""
         ctx.warnings.extend(account.warnings)
         wish = {
             "userName": account.number,
@@ -649,7 +649,7 @@ class TeleMessage(Connector[Settings, Account]):
         return _user_of(answer, "POST", path)
 
     def _refused(self, answer: VendorResponse, method: str, path: str) -> None:
-        """Raise for a 400: the manager is configuration, everything else is the person's data (3.5)."""
+        """Raise for a 400: the manager is configuration, everything else is the person's data."""
         if answer.status < 300:
             return
         body = answer.body if isinstance(answer.body, dict) else {}

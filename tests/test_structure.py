@@ -119,7 +119,7 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("folder", MAY_IMPORT)
 def test_a_package_imports_only_what_lies_below_it(folder: str) -> None:
-    """design.md section 7: directions may not change."""
+    """Directions may not change."""
     own = folder.split("/")[0] if folder != "deploy/emulators" else "deploy.emulators"
     for path in modules(folder):
         if folder == "connectors" and "testing" in path.parts:
@@ -154,7 +154,7 @@ def test_only_the_command_line_starts_other_packages_by_name() -> None:
 
 
 def test_there_is_no_import_cycle() -> None:
-    """house-style.md section 5: none; imports inside functions count as well."""
+    """None; imports inside functions count as well."""
     names = {short(path)[:-3].replace("/", ".").removesuffix(".__init__"): path for path in PRODUCT}
     graph = {name: imported(path) & names.keys() - {name} for name, path in names.items()}
 
@@ -174,7 +174,7 @@ def test_there_is_no_import_cycle() -> None:
 
 @pytest.mark.parametrize("library", HOMES)
 def test_a_library_has_one_home(library: str) -> None:
-    """house-style.md section 2: who else wants it asks the module it lives in."""
+    """Who else wants it asks the module it lives in."""
     users = {
         short(path) for path in PRODUCT if any(n == library or n.startswith(f"{library}.") for n in imported(path))
     }
@@ -202,7 +202,7 @@ def test_the_simulation_runs_without_a_bus_a_database_or_a_web_server() -> None:
 
 
 def test_no_module_hides_a_missing_idea_behind_its_name() -> None:
-    """house-style.md section 3."""
+    """A reader guesses the file from its name; utils, helpers and the like say nothing."""
     vague = [short(path) for path in [*PRODUCT, *modules("tests")] if {path.stem, path.parent.name} & VAGUE]
 
     assert not vague
@@ -231,7 +231,7 @@ def _says_nothing(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 @pytest.mark.parametrize("path", PRODUCT, ids=short)
 def test_everything_public_says_what_it_is_for(path: Path) -> None:
-    """house-style.md section 4; a method that another class of ours declares is documented there."""
+    """A docstring for everything public; a method that another class of ours declares is documented there."""
     parsed = tree(path)
     silent = {
         f"{short(path)}:{name}" for name, node in _public(parsed.body, inherited=False) if not ast.get_docstring(node)
@@ -243,7 +243,7 @@ def test_everything_public_says_what_it_is_for(path: Path) -> None:
 
 @pytest.mark.parametrize("path", TESTS, ids=short)
 def test_every_test_says_which_property_holds(path: Path) -> None:
-    """house-style.md section 1: one sentence each."""
+    """One sentence each."""
     silent = [
         node.name
         for node in ast.walk(tree(path))

@@ -1,6 +1,6 @@
 """babelforce: users with roles and agents over its REST API, the token endpoint, and SCIM below /auth/scim/v2.
 
-The REST API is documented (vendors.md 2.2), the SCIM one only by the configuration document of B4; quirks in 2.6. Where
+The REST API is documented, the SCIM one only by the configuration document of B4. Where
 nothing is known the strict reading is taken: addresses are compared as they stand, a PUT of an agent forgets what is not sent,
 SCIM refuses everybody until the document switches it on, and a list of roles sent over SCIM is the whole truth.
 """
@@ -96,7 +96,7 @@ class BabelforceEmulator(ScimEmulator):
         super().__init__(**options)
 
     def routes(self) -> list[Route]:
-        """The users and agents calls of vendors.md 2.2, the token endpoint, SCIM and its configuration."""
+        """The documented users and agents calls, the token endpoint, SCIM and its configuration."""
         return [
             Route("GET", "/api/v2/users", self._list),
             Route("POST", "/api/v2/users", self._create),

@@ -1,8 +1,7 @@
 """Bob's Business: SCIM users and groups of one organisation, its seats, its invitations, and accounts made by a first login.
 
-Only the Tenant URL and the API key are known (vendors.md 4.1, 4.2); the rest is assumed as RFC 7644 (4.3), the quirks are in
-4.6. The address of an account is its userName. It is unique as it stands: another letter case makes the second account of one
-person.
+Only the Tenant URL and the API key are known; the rest is assumed as RFC 7644. The address of an account is its userName. It is
+unique as it stands: another letter case makes the second account of one person.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ RATE_JITTER_S = 0.1
 
 FaultKind = Literal[
     "status", "rate_limit", "slow", "reset", "drop_response", "truncate", "html", "stale_read", "auth"
-]  # vendors.md calls these by the same names
+]  # by the names a fault is asked for
 Rows = dict[str, dict[str, Any]]
 Change = tuple[str, str, Any] | tuple[str, str]  # (table, key, record) puts, (table, key) removes
 

@@ -1,7 +1,7 @@
 """Software602 Sofa: one synchronization takes users and groups over SCIM and turns group ids into groups and roles of its own.
 
-The administrator's page (name, flags, maps, key, log) is known from vendors.md 5.1 and is moved here by control calls; the SCIM
-side is assumed as RFC 7644 (5.3), quirks in 5.6. Strict where nothing is known: remote ids match as they stand, a new key ends
+The administrator's page (name, flags, maps, key, log) is known from its guide and is moved here by control calls; the SCIM
+side is assumed as RFC 7644. Strict where nothing is known: remote ids match as they stand, a new key ends
 the old one, and a deleted user stays in sight as a disabled one.
 """
 

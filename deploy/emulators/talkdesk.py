@@ -1,6 +1,6 @@
 """Talkdesk: SCIM users with roles and teams by exact name, a read-only users API, and the token endpoint.
 
-Documented in vendors.md 1.2, quirks in 1.5. Where the vendor says nothing the strict reading is taken: names of roles and teams
+The interface is documented. Where the vendor says nothing the strict reading is taken: names of roles and teams
 are exact and case-sensitive, PUT forgets whatever is not sent, and 429 carries no Retry-After.
 """
 

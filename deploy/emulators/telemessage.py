@@ -1,6 +1,6 @@
 """TeleMessage's archiver as a REST service: users known by their mobile number, one company manager each.
 
-The contract is assumed (vendors.md 3.3): the real one is not public. Kept from the public SOAP interface: a number is never
+The contract is assumed: the real one is not public. Kept from the public SOAP interface: a number is never
 given out twice (suspended and even deleted numbers still block a create), a change of number is a call of its own, and a user
 without a name is shown with the number as first name.
 """
@@ -66,7 +66,7 @@ class TelemessageEmulator(Emulator):
     _ran_on = ""  # the day of the last daily run; a restarted emulator runs again, which changes nothing
 
     def routes(self) -> list[Route]:
-        """The calls of vendors.md 3.3, no more."""
+        """The calls of the assumed contract, no more."""
         return [
             Route("GET", "/v1/users", self._list),
             Route("POST", "/v1/users", self._create, idempotent=True),

@@ -638,7 +638,7 @@ async def test_scim_renames_and_holds_the_display_name(emulator: Any, token: Pat
 
 @pytest.mark.parametrize("hyphens", [False, True])
 async def test_the_display_name_becomes_the_linked_agents_name(token: Path, hyphens: bool) -> None:
-    """2.3, B10: agent_name_sync; the rest of the agent stays, and ids lose their hyphens (2.2)."""
+    """2.3, B10: agent_name_sync; the rest of the agent stays, and ids lose their hyphens."""
     product = BabelforceEmulator(rate_per_s=0, hyphenated_agent_ids=hyphens)
     agent = {"name": "Old", "email": "jane.doe@example.com", "number": "100", "tags": ["x"], "groups": ["g"]}
     product.seed({"users": [{"email": "jane.doe@example.com", "roles": ["agent"]}], "agents": [agent]})

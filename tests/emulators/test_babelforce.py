@@ -1,4 +1,4 @@
-"""The babelforce emulator keeps the documented REST interface (vendors.md 2.2) and the SCIM target with their quirks (2.6)."""
+"""The babelforce emulator keeps the documented REST interface and the SCIM target with their quirks."""
 
 import json
 import uuid

@@ -1,4 +1,4 @@
-"""The Bob's Business emulator keeps the assumed contract (vendors.md 4.3) with its quirks (4.6)."""
+"""The Bob's Business emulator keeps the assumed contract with its quirks."""
 
 import json
 from collections.abc import AsyncIterator

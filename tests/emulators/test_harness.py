@@ -1,4 +1,4 @@
-"""Control calls, faults, clock, limit, journal and restart, tried on the TeleMessage emulator over real HTTP (vendors.md 0.5)."""
+"""Control calls, faults, clock, limit, journal and restart, tried on the TeleMessage emulator over real HTTP."""
 
 import asyncio
 import errno
@@ -682,7 +682,7 @@ def test_a_new_emulator_is_found_by_the_name_of_its_module():
 
 
 def test_a_fault_reads_from_the_shape_of_the_control_call():
-    """vendors.md 0.5: `{"match": {"method", "path"}, "kind", "times", ...}`."""
+    """`{"match": {"method", "path"}, "kind", "times", ...}`."""
     fault = msgspec.convert({"match": {"method": "POST", "path": "/v1"}, "kind": "reset", "times": 2}, Fault)
     assert (fault.match.method, fault.match.path, fault.kind, fault.times) == ("POST", "/v1", "reset", 2)
 

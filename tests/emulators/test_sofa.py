@@ -1,4 +1,4 @@
-"""The Sofa emulator keeps the page of the seed (vendors.md 5.1) and the assumed SCIM contract (5.3) with their quirks (5.6)."""
+"""The Sofa emulator keeps the page of the seed and the assumed SCIM contract with their quirks."""
 
 import json
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""The Talkdesk emulator keeps the documented interface (vendors.md 1.2) with its quirks (1.5)."""
+"""The Talkdesk emulator keeps the documented interface with its quirks."""
 
 import base64
 import json

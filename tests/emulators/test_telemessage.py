@@ -1,4 +1,4 @@
-"""The TeleMessage emulator keeps the assumed contract (vendors.md 3.3) with its quirks (3.6)."""
+"""The TeleMessage emulator keeps the assumed contract with its quirks."""
 
 from collections.abc import AsyncIterator
 from typing import Any

@@ -391,7 +391,7 @@ async def test_all_operations_together_wait_as_long_as_one_request(tmp_path: Pat
 
 
 async def test_under_retry_later_nothing_is_promised_in_bulk_either(tmp_path: Path) -> None:
-    """design.md section 5: an outcome that did not come in time is 503, for each operation."""
+    """An outcome that did not come in time is 503, for each operation."""
     patient = {ALPHA: TargetSettings(connector="shelf", pending="retry-later")}
     async with listening(tmp_path, shelf=SlowShelf(), answer_wait_s=0.2, targets=patient) as scim:
         answer = await send(scim, *(person(f"{n}") for n in range(5)))

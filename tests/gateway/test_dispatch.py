@@ -30,7 +30,7 @@ def engine(ledger_store: MemoryBooks | SqlBooks) -> Engine:
 
 
 async def test_T2_no_more_deliveries_are_out_than_the_window_allows(engine: Engine) -> None:
-    """design.md section 3: each target has a window; the rest waits in the store."""
+    """Each target has a window; the rest waits in the store."""
     for number in range(10):
         await engine.post(f"user{number}")
     await engine.idle()
@@ -40,7 +40,7 @@ async def test_T2_no_more_deliveries_are_out_than_the_window_allows(engine: Engi
 
 
 async def test_a_place_that_becomes_free_is_taken_by_the_most_urgent_row(engine: Engine) -> None:
-    """design.md section 3: deprovision, then create, then update."""
+    """Deprovision, then create, then update."""
     engine.set(window=1)
     leaver = await engine.applied("leaver")
     mover = await engine.applied("mover")

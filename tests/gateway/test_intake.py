@@ -103,7 +103,7 @@ async def test_a_name_taken_at_the_product_is_409(engine: Engine) -> None:
 
 
 async def test_the_next_post_of_a_refused_one_uses_its_row(engine: Engine) -> None:
-    """design.md section 5, rejected: the row is reused; nothing of the refusal is left."""
+    """Rejected: the row is reused; nothing of the refusal is left."""
     await answered(engine, engine.post("0123"), Result.REJECTED, reason=BAD_NUMBER)
 
     answer = await answered(engine, engine.post("0123", title="Clerk"))
@@ -174,7 +174,7 @@ async def test_nothing_is_waited_for_where_waiting_is_in_vain(hasty: Engine, why
 
 
 async def test_the_same_post_while_the_first_is_running_joins_it(engine: Engine) -> None:
-    """design.md section 5: it gets its result, and nothing is recorded twice."""
+    """It gets its result, and nothing is recorded twice."""
     first = asyncio.ensure_future(engine.post("ada"))
     await engine.bus.published(1)
     second = asyncio.ensure_future(engine.post("ADA"))
@@ -268,7 +268,7 @@ async def test_a_post_that_joined_a_refused_one_gets_the_refusal(engine: Engine)
 
 
 async def test_a_post_for_a_resource_that_was_answered_is_409(engine: Engine) -> None:
-    """design.md section 5: 409 `uniqueness`, naming the resource that has the name."""
+    """409 `uniqueness`, naming the resource that has the name."""
     await answered(engine, engine.post("ada"))
 
     error = refused(await engine.post("Ada "), 409, "uniqueness")
@@ -304,7 +304,7 @@ async def test_I11_the_same_name_at_another_target_is_another_resource(engine: E
 
 
 async def test_under_retry_later_nothing_is_promised_before_it_is_confirmed(hasty: Engine) -> None:
-    """design.md section 5: 503 + Retry-After; the resource is not readable."""
+    """503 + Retry-After; the resource is not readable."""
     hasty.set(pending="retry-later")
 
     error = refused(await hasty.post("ada"), 503)
@@ -315,7 +315,7 @@ async def test_under_retry_later_nothing_is_promised_before_it_is_confirmed(hast
 
 
 async def test_under_retry_later_the_repeated_request_joins_and_gets_the_result(hasty: Engine) -> None:
-    """design.md section 5: the same generation, the true answer."""
+    """The same generation, the true answer."""
     hasty.set(pending="retry-later")
     refused(await hasty.post("ada"), 503)
     refused(await hasty.post("ada"), 503)
@@ -346,7 +346,7 @@ async def test_under_retry_later_a_change_is_shown_when_it_is_confirmed(hasty: E
 
 @pytest.mark.parametrize("circuit", [Circuit.AUTH, Circuit.DOWN])
 async def test_under_retry_later_an_outage_quarantines_nobody(hasty: Engine, circuit: Circuit) -> None:
-    """design.md section 5: switches to accept by itself while the circuit is open."""
+    """Switches to accept by itself while the circuit is open."""
     hasty.set(pending="retry-later")
     hasty.save_target(circuit=circuit, next_probe_at=NOON + 60)
 
@@ -432,7 +432,7 @@ async def test_two_changes_side_by_side_do_not_undo_each_other(engine: Engine) -
 
 
 async def test_a_burst_of_changes_is_coalesced(engine: Engine) -> None:
-    """design.md section 3: ten PATCHes during a delivery become one call."""
+    """Ten PATCHes during a delivery become one call."""
     row = await engine.applied("ada")
     engine.serving = False
     for number in range(10):
@@ -466,7 +466,7 @@ async def test_a_request_waits_for_its_own_generation(engine: Engine) -> None:
 
 
 async def test_a_request_is_woken_by_another_gateway(engine: Engine) -> None:
-    """design.md section 3, step 8: `prov.v1.settled` says only that something moved; the waiter reads the row."""
+    """`prov.v1.settled` says only that something moved; the waiter reads the row."""
     task = asyncio.ensure_future(engine.post("ada"))
     await engine.bus.published(1)
     engine.outcomes.on_settled = lambda row: engine.waiters.wake(row.id, None)
@@ -688,7 +688,7 @@ async def test_the_brake_grows_with_the_target(engine: Engine) -> None:
 
 
 async def test_the_brake_can_be_switched_off(engine: Engine) -> None:
-    """design.md section 8: a setting of the target."""
+    """A setting of the target."""
     ids = await _braked(engine)
     engine.set(brake=BrakeSettings(enabled=False, count_min=1))
     engine.serving = False

@@ -227,7 +227,7 @@ async def test_R5_nothing_is_buffered_over_a_reconnect(gateway: Gateway, nats_se
 
 
 async def test_an_event_carries_its_headers(gateway: Gateway, worker: Worker) -> None:
-    """reliability.md section 5, R5, R6: CloudEvents attributes, the id of event and fence, and until when it is fresh."""
+    """R5, R6: CloudEvents attributes, the id of event and fence, and until when it is fresh."""
     message = await gateway.send()
 
     taken = await worker.take()
@@ -242,7 +242,7 @@ async def test_an_event_carries_its_headers(gateway: Gateway, worker: Worker) ->
 
 
 async def test_P10_events_are_kept_in_the_log(gateway: Gateway, worker: Worker) -> None:
-    """design.md section 4, P10: PROV_LOG holds every event for 30 days, so that a lost store can be rebuilt."""
+    """P10: PROV_LOG holds every event for 30 days, so that a lost store can be rebuilt."""
     await gateway.send()
 
     reply = msgspec.json.decode(await worker.request(f"$JS.API.STREAM.INFO.{topology.WORK}"))
@@ -257,7 +257,7 @@ async def test_P10_events_are_kept_in_the_log(gateway: Gateway, worker: Worker) 
 
 
 async def test_events_and_outcomes_are_seen_live(gateway: Gateway, worker: Worker) -> None:
-    """design.md section 4: the live view shows what passes, without values."""
+    """The live view shows what passes, without values."""
     seen: list[dict[str, Any]] = []
 
     async def watch() -> None:
@@ -350,7 +350,7 @@ async def test_R1_everything_lost_by_a_wipe_is_sent_again(gateway: Gateway, nats
 
 
 async def test_A5_an_outcome_is_heard_twice_and_folded_once(gateway: Gateway, worker: Worker) -> None:
-    """design.md section 4, A5: as plain NATS at once, through the durable consumer for what was missed; folding is idempotent."""
+    """A5: as plain NATS at once, through the durable consumer for what was missed; folding is idempotent."""
     gateway.fold()
     message = await gateway.send()
 
@@ -364,7 +364,7 @@ async def test_A5_an_outcome_is_heard_twice_and_folded_once(gateway: Gateway, wo
 async def test_an_outcome_of_a_delivery_of_this_gateway_is_folded_without_the_consumer(
     gateway: Gateway, worker: Worker
 ) -> None:
-    """design.md section 4: gateways fold those they dispatched at once."""
+    """Gateways fold those they dispatched at once."""
     message = await gateway.send()
 
     await worker.tell(outcome_of(decode_event(message.body), Result.APPLIED, now=time.time()))
@@ -418,7 +418,7 @@ async def test_A5_an_outcome_that_could_not_be_folded_comes_again(gateway: Gatew
 
 
 async def test_what_is_no_outcome_is_ended_and_the_next_one_folded(gateway: Gateway, worker: Worker) -> None:
-    """reliability.md section 5: unparsable: term it; it stops nobody."""
+    """Unparsable: term it; it stops nobody."""
     gateway.fold()
     message = await gateway.send()
     await worker.client.jetstream().publish(topology.outcome_subject(TARGET, "user", "r9"), b"{")
@@ -487,7 +487,7 @@ async def test_R6_a_question_is_answered_by_one_gateway(gateway: Gateway, worker
 
 
 async def test_presence_is_heard_and_its_end_as_well(gateway: Gateway, worker: Worker, start: Any) -> None:
-    """design.md section 4, PROV_WORKERS: who serves what; a gateway that starts later knows those who spoke before."""
+    """PROV_WORKERS: who serves what; a gateway that starts later knows those who spoke before."""
     subject = f"$KV.{topology.WORKERS_BUCKET}.w1"
     document = {"worker": "w1", "targets": {}}
     await worker.client.jetstream().publish(subject, msgspec.json.encode(document))
@@ -506,7 +506,7 @@ async def test_presence_is_heard_and_its_end_as_well(gateway: Gateway, worker: W
 
 
 async def test_other_gateways_are_woken(gateway: Gateway, start: Any) -> None:
-    """design.md section 3, step 8: `prov.v1.settled.{resource}` between gateways; nobody is told by one that is alone."""
+    """`prov.v1.settled.{resource}` between gateways; nobody is told by one that is alone."""
     other = await start()
     lonely = await start(alone=True)
 
@@ -518,7 +518,7 @@ async def test_other_gateways_are_woken(gateway: Gateway, start: Any) -> None:
 
 
 async def test_P9_a_dead_letter_is_mirrored_without_values(gateway: Gateway, worker: Worker) -> None:
-    """design.md section 4, P9: PROV_DEAD carries ids and the reason's code, the newest per resource."""
+    """P9: PROV_DEAD carries ids and the reason's code, the newest per resource."""
     row = Row(
         id="r1",
         target=TARGET,
@@ -544,7 +544,7 @@ async def test_P9_a_dead_letter_is_mirrored_without_values(gateway: Gateway, wor
 
 
 async def test_workers_are_asked_and_their_silence_is_no_answer(gateway: Gateway, worker: Worker) -> None:
-    """design.md section 4, `prov.v1.ctl.{target}`: probe and identities; nobody there is told at once."""
+    """`prov.v1.ctl.{target}`: probe and identities; nobody there is told at once."""
     started = time.monotonic()
     assert await gateway.bus.probe(TARGET) is None
     assert await gateway.bus.identities(TARGET, "ada") == []

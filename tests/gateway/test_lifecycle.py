@@ -85,7 +85,7 @@ def test_a_move_is_made_if_the_table_permits_it_and_refused_otherwise(before: St
 
 
 def test_every_state_can_be_left_and_reached() -> None:
-    """design.md section 5: no state is a trap, none is out of reach."""
+    """No state is a trap, none is out of reach."""
     assert set(NEXT) == set(State)
     assert all(NEXT.values())
     assert {state for states in NEXT.values() for state in states} == set(State)
@@ -152,7 +152,7 @@ def test_T1_a_wish_during_a_delivery_waits_for_its_outcome(bench: Bench) -> None
 
 
 def test_T1_a_wish_for_a_blocked_row_is_tried_at_once(bench: Bench) -> None:
-    """design.md section 5: blocked leaves by what it waits for, or by a new wish that may not need it."""
+    """Blocked leaves by what it waits for, or by a new wish that may not need it."""
     bench.wish("r1", title="Wizard")
     bench.settle(bench.send("r1"), Result.BLOCKED, blocked_on="role:Wizard", retry_after_s=500.0)
 
@@ -220,7 +220,7 @@ def test_T2_I3_a_second_delivery_is_not_sent_beside_the_first(bench: Bench) -> N
 
 
 def test_due_rows_come_by_priority_then_by_time(bench: Bench) -> None:
-    """design.md section 3: deprovision, then create, then update, then repair."""
+    """Deprovision, then create, then update, then repair."""
     for name in ("update", "leaver", "repair", "gone"):
         bench.applied(name)
     bench.wish("update", title="Chief")
@@ -1140,7 +1140,7 @@ def test_a_broken_credential_is_the_targets_problem_and_uses_up_nothing(bench: B
 
 
 def test_a_refused_create_nobody_was_told_about_is_rejected(bench: Bench) -> None:
-    """design.md section 5: hidden, its row is reused."""
+    """Hidden, its row is reused."""
     bench.wish("r1", acknowledged=False)
 
     row = bench.refuse(bench.send("r1"))
@@ -1151,7 +1151,7 @@ def test_a_refused_create_nobody_was_told_about_is_rejected(bench: Bench) -> Non
 
 
 def test_a_refused_create_that_was_acknowledged_is_a_dead_letter(bench: Bench) -> None:
-    """design.md section 5: it stays findable, inactive."""
+    """It stays findable, inactive."""
     bench.wish("r1", acknowledged=True)
 
     row = bench.refuse(bench.send("r1"))
@@ -1206,7 +1206,7 @@ def test_a_conflict_is_looked_at_again_eight_times_before_a_person_has_to(bench:
 
 
 def test_blocked_on_a_licence_the_account_is_linked_and_its_name_ours(bench: Bench) -> None:
-    """section 6; design.md: the account exists already although not as wished."""
+    """The account exists already although not as wished."""
     bench.wish("r1", "ada")
 
     row = bench.settle(
@@ -1299,7 +1299,7 @@ def test_T11_a_redrive_is_a_new_generation_of_the_same_wish(bench: Bench) -> Non
 
 
 def test_T11_a_discarded_wish_leaves_the_last_confirmed_state(bench: Bench) -> None:
-    """T11, design.md section 5: detached until a new wish."""
+    """T11: detached until a new wish."""
     bench.applied("r1")
     bench.wish("r1", title="Wizard")
     bench.refuse(bench.send("r1"))

@@ -98,7 +98,7 @@ async def test_A5_requests_are_told_after_the_commit(engine: Engine) -> None:
 
 
 async def test_a_dead_letter_is_mirrored_on_the_bus(engine: Engine) -> None:
-    """design.md section 4: PROV_DEAD, for people who watch NATS."""
+    """PROV_DEAD, for people who watch NATS."""
     await users(engine, 1)
 
     await engine.report("r1", Result.REJECTED, reason=NO_ROLE)
@@ -331,7 +331,7 @@ async def test_a_rate_limit_rests_the_whole_target(engine: Engine) -> None:
 
 
 async def test_the_retry_settings_of_the_target_count(engine: Engine) -> None:
-    """design.md section 8: bounds are settings of each target."""
+    """Bounds are settings of each target."""
     engine.set(retry=RetrySettings(poison_attempts_max=1))
     await users(engine, 1)
 

@@ -32,7 +32,7 @@ from tests.gateway.test_store import location, postgres, postgres_url, store  # 
 async def test_every_class_of_difference_is_found_and_nothing_is_written(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
-    """reliability.md section 8: missing, drift, unknown, double; a report writes nothing, and shows nobody's values."""
+    """Missing, drift, unknown, double; a report writes nothing, and shows nobody's values."""
     async with compared(tmp_path, nats_server) as here:
         ids = {name: await here.created(name) for name in ("ada", "bea", "cyd", "eve", "fay")}
         here.remove("ada@contoso.example")
@@ -95,7 +95,7 @@ async def test_a_repair_goes_through_the_engine_and_heals_everything(nats_server
 
 
 async def test_unusually_many_differences_wait_for_an_operator(nats_server: NatsServer, tmp_path: Path) -> None:
-    """reliability.md section 8: more than 5 % is held; an approval needs a reason, and acts on what is so at that moment."""
+    """More than 5 % is held; an approval needs a reason, and acts on what is so at that moment."""
     async with compared(tmp_path, nats_server, reconcile="held_count_min = 1") as here:
         ids = [await here.created(name) for name in ("ada", "bea")]
         for name in ("ada", "bea"):
@@ -118,7 +118,7 @@ async def test_unusually_many_differences_wait_for_an_operator(nats_server: Nats
 
 
 async def test_a_broken_or_short_list_concludes_nothing(nats_server: NatsServer, tmp_path: Path) -> None:
-    """reliability.md section 8: incomplete lists and lists below 80 % of the last size are errors, and repair nobody."""
+    """Incomplete lists and lists below 80 % of the last size are errors, and repair nobody."""
     async with compared(tmp_path, nats_server) as here:
         for name in ("ada", "bea"):
             await here.created(name)
@@ -161,7 +161,7 @@ async def test_a_list_is_not_too_short_because_of_what_was_deleted_here(
 
 
 async def test_nothing_is_compared_through_an_open_circuit_or_a_pause(nats_server: NatsServer, tmp_path: Path) -> None:
-    """reliability.md section 8: it stops with the circuit, and calls nobody."""
+    """It stops with the circuit, and calls nobody."""
     async with compared(tmp_path, nats_server) as here:
         assert (await here.typed("target", "pause", TARGET, "--reason", "maintenance")).code == 0
         before = len(here.product.recorded())

@@ -127,7 +127,7 @@ async def office(store: Store) -> AsyncIterator[Office]:  # noqa: F811 - the fix
 
 
 async def test_a_manager_reaches_the_product_by_the_products_own_id(office: Office) -> None:
-    """vendors.md 5.3: Entra sends the id our gateway gave out; the event carries the account's, and nobody else's."""
+    """Entra sends the id our gateway gave out; the event carries the account's, and nobody else's."""
     boss, other = await office.users(2)
     clerk = await office.person(manager=boss)
 
@@ -143,7 +143,7 @@ async def test_a_manager_reaches_the_product_by_the_products_own_id(office: Offi
 
 
 async def test_a_user_does_not_wait_for_a_manager_without_an_account(office: Office) -> None:
-    """T12, vendors.md 5.5: applied at once without the manager, which status says; nothing is called meanwhile, and then once."""
+    """T12: applied at once without the manager, which status says; nothing is called meanwhile, and then once."""
     boss = await office.unlinked()
     clerk = await office.person(manager=boss, title="Clerk")
     await office.work()
@@ -516,7 +516,7 @@ def _unlinked(ledger: Any, resource: str, now: float) -> None:
 
 
 async def test_an_account_we_made_is_ours_and_one_we_found_is_not(office: Office) -> None:
-    """vendors.md 4.3: an invitation is for accounts made by us; the gateway remembers with the link."""
+    """An invitation is for accounts made by us; the gateway remembers with the link."""
     office.shelf.accounts["theirs"] = User(user_name="eva@contoso.example")
     ours, found = (
         await office.person(),
@@ -578,7 +578,7 @@ async def test_a_manager_set_in_entra_is_the_direct_superior_at_sofa(
     emulator: Any,  # noqa: F811 - the fixture of that name
     access_key: Path,  # noqa: F811 - the fixture of that name
 ) -> None:
-    """vendors.md 5.3: from the PATCH that Entra sends, through store, event and delivery, to Sofa's own id."""
+    """From the PATCH that Entra sends, through store, event and delivery, to Sofa's own id."""
     product, url = emulator
     async with connected(url, access_key) as sofa, listening(tmp_path, shelf=sofa) as scim:
         ids = []

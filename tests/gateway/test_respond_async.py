@@ -128,7 +128,7 @@ async def test_each_write_is_answered_at_once_and_its_completion_can_be_read(sci
 
 
 async def test_what_is_accepted_is_readable_at_once(scim: Listener) -> None:
-    """design.md section 5: told success, so it is shown, also under the answer policy that promises nothing."""
+    """Told success, so it is shown, also under the answer policy that promises nothing."""
     taken(await scim.post("/Users", ada(), headers=ASYNC))
 
     assert (await scim.get("/Users?filter=userName+eq+%22ada%40contoso.example%22")).body["totalResults"] == 1

@@ -62,7 +62,7 @@ def test_no_seed_breaks_a_promise() -> None:
 
 @pytest.mark.parametrize("protection", PROTECTIONS)
 def test_the_checker_notices_when_a_protection_is_missing(protection: str) -> None:
-    """reliability.md section 11: the checker is tested too; the same seeds are clean while the protection is there."""
+    """The checker is tested too; the same seeds are clean while the protection is there."""
     rules, known = SHOWN_BY[protection]
     without = Rules(frozenset({protection}), rules.weather)
     further = range(1_000, 1_000 + SEARCHED_MAX)
@@ -79,7 +79,7 @@ def test_every_protection_has_its_seeds() -> None:
 
 
 def test_everybody_is_led_by_the_managers_account_in_the_end() -> None:
-    """T12, vendors.md 5.3: whoever is linked first, whatever crashes or is lost, nobody waits for a manager who is there."""
+    """T12: whoever is linked first, whatever crashes or is lost, nobody waits for a manager who is there."""
     rules = Rules(managers=True)
 
     played = many(range(MANAGED_SEEDS), rules)

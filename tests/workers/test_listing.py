@@ -178,7 +178,7 @@ async def test_an_account_as_wished_shows_in_the_list_as_expected(
     document: dict[str, Any],
     tmp_path: Path,
 ) -> None:
-    """reliability.md section 8: managed attributes are compared in one normalized form, without a read per user."""
+    """Managed attributes are compared in one normalized form, without a read per user."""
     emulator = product()
     emulator.seed(seed)
     async with serving(connector, emulator, tmp_path, settings) as served:
@@ -205,7 +205,7 @@ async def test_a_changed_value_shows_as_another_digest_of_that_attribute_alone(
     document: dict[str, Any],
     tmp_path: Path,
 ) -> None:
-    """reliability.md section 8: drift is told per attribute."""
+    """Drift is told per attribute."""
     other: dict[str, Any] = {**document}
     path = "name.givenName"
     if connector == "babelforce":
@@ -257,7 +257,7 @@ def _pages_held() -> int:
 
 
 async def test_a_list_that_breaks_off_is_no_list(tmp_path: Path) -> None:
-    """reliability.md section 8: incomplete lists are errors. A page that shows nothing before the total is reached is one."""
+    """Incomplete lists are errors. A page that shows nothing before the total is reached is one."""
     emulator = BobsBusinessEmulator()
     emulator.seed({"users": [{"userName": f"u{n}@contoso.example"} for n in range(3)]})
     async with serving("bobs_business", emulator, tmp_path, bobs) as served:
@@ -306,7 +306,7 @@ async def test_who_cannot_list_says_so(tmp_path: Path) -> None:
 
 
 async def test_a_worker_lists_over_the_bus(nats_server: NatsServer, gateway: Gateway, tmp_path: Path) -> None:
-    """design.md section 4: plain NATS request and reply to any worker that serves the target."""
+    """Plain NATS request and reply to any worker that serves the target."""
     emulator = _no_wait(BobsBusinessEmulator())
     emulator.seed({"users": [{"userName": f"u{n:03}@contoso.example"} for n in range(150)]})
     async with running(emulator) as url:
