@@ -422,13 +422,17 @@ async def test_a_connection_at_rest_is_closed_and_a_quick_caller_never(hasty: Li
     assert SOON_S * 0.8 <= time.monotonic() - begun < WAIT_S
 
 
+UNREAD = 12_000
+"""Requests whose answers, a kilobyte each, are more than the buffers of both ends hold together."""
+
+
 async def test_who_does_not_read_the_answers_is_cut_off(tmp_path: Path) -> None:
     """S7: answers pile up in front of a caller that never reads; its connection and its requests end."""
     overload = Overload()
     async with listening(tmp_path, limits=SLOW, overload=overload) as scim:
         caller = await calling(scim)
         caller.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        caller.writer.write(head_of(scim, "/Schemas") * 2_000)
+        caller.writer.write(head_of(scim, "/Schemas") * UNREAD)
         await until(lambda: overload.requests == 1)
         assert len(scim.server.connections) == 1
 
