@@ -10,13 +10,22 @@ from gateway.filters import And, Filter, Not, Or, parse_filter, parse_path
 from gateway.messages import Limits, ScimError
 
 CORE = "urn:ietf:params:scim:schemas:core:2.0:User"
+ENTERPRISE = "urn:ietf:params:scim:schemas:extension:enterprise:2.0:User"
 RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "FILTER = attrExp / logExp / valuePath / *1not (FILTER)": (
-        ("title pr", "title pr and active pr", "emails[type pr]", "(title pr)", "not (title pr)", "NOT (title pr)"),
-        ("", "title", "not title pr", "(title pr", "title pr)", "not not (title pr)", "()"),
+        (
+            "title pr",
+            "title pr and active pr",
+            "emails[type pr]",
+            "(title pr)",
+            "((title pr))",
+            "NOT (title pr)",
+            "not (not (title pr))",
+        ),
+        ("", " ", "title", "not", "not title pr", "(title pr", "title pr)", "not not (title pr)", "()"),
     ),
     "valuePath = attrPath [valFilter]": (
-        ('emails[type eq "work"]', f'{CORE}:emails[type eq "work"]', "x[y pr]"),
+        ('emails[type eq "work"]', f'{CORE}:emails[type eq "work"]', "x[y pr]", f'{ENTERPRISE}:manager[value eq "1"]'),
         (
             "emails[]",
             "[type pr]",
@@ -32,7 +41,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "attrExp = (attrPath SP pr) / (attrPath SP compareOp SP compValue)": (
         ("title pr", 'title eq "x"', "title  pr", 'title   eq   "x"'),
-        ("title prx", "title eq", 'eq "x"', "pr", 'title "x"', 'title eq "x" "y"'),
+        ("title prx", "title eq", "eq title", 'eq "x"', "pr", 'title "x"', 'title eq "x" "y"'),
     ),
     "logExp = FILTER SP (and / or) SP FILTER": (
         ("title pr and active pr", "title pr or active pr", "title pr AND active pr or id pr"),
@@ -61,12 +70,18 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         tuple(f'title {op} "a"' for op in ("==", "=", "like", "in", "equals", "<", "e q")),
     ),
     "attrPath = [URI :] ATTRNAME *1subAttr": (
-        ("title pr", "name.familyName pr", f"{CORE}:name.familyName pr", "urn:x:y:1.0:Z:a.b pr"),
+        (
+            "title pr",
+            "meta.created pr",
+            f"{CORE}:name.familyName pr",
+            f"{ENTERPRISE}:manager.value pr",
+            "urn:x:y:1.0:Z:a.b pr",
+        ),
         ("a.b.c pr", "urn: pr", f"{CORE}:: pr", f"{CORE}:a.b.c pr", ":title pr", "title: pr"),
     ),
     "ATTRNAME = ALPHA *(nameChar)": (
         ("a pr", "A1 pr", "a-b_c pr", "x" * 256 + " pr"),
-        ("1a pr", "-a pr", "ä pr", "a!b pr", "a@b pr", "x" * 257 + " pr"),
+        ("1a pr", "-a pr", "a%b pr", "ä pr", "a!b pr", "a@b pr", "x" * 257 + " pr"),
     ),
     "subAttr = . ATTRNAME": (("members.$ref pr", "name.a1 pr"), ("name. pr", "name.1a pr", ".a pr", "name..a pr")),
 }
@@ -166,6 +181,7 @@ def test_joining_two_filters_joins_their_terms(left: str, right: str) -> None:
         ('emails[type eq "work" and not (value sw "x")].value', "emails.value"),
         (f'{CORE}:emails[type eq "work"].value', "emails.value"),
         ("urn:x:y:1.0:Z:a.b", "urn:x:y:1.0:Z:a.b"),
+        ('members[value eq "1"]', "members"),
     ],
 )
 def test_PATH_is_an_attribute_path_or_a_value_path_with_a_part(text: str, name: str) -> None:
@@ -185,6 +201,11 @@ def test_PATH_is_an_attribute_path_or_a_value_path_with_a_part(text: str, name: 
         'emails[type eq "a"].value.x',
         'emails[type eq "a"]value',
         "emails[].value",
+        "emails[",
+        "emails]",
+        "emails[type]",
+        "emails[type pr]..value",
+        "a b",
         'emails[type eq "a"].',
         "title,name",
     ],
