@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,46 +54,50 @@ def group_ids(size: int) -> list[str]:
     return [f"00000000-0000-4000-9000-{size:07d}{number:05d}" for number in range(count)]
 
 
-def grouped(group: str, size: int, now: float) -> Any:
+def applied(ledger: Ledger, row: Row, document: dict[str, Any], name: str, now: float) -> None:
+    """Accept, dispatch and settle a new row, by the engine's own functions."""
+    if ledger.set_keys(row, keys_of(document, row.kind)) is not None:
+        raise ValueError("two of the same name")
+    names = (identity(name, document[name]),)
+    accept(
+        row,
+        event_id=f"filled-{row.id}",
+        document=msgspec.json.encode(document),
+        identities=names,
+        change=Change.CREATE,
+        changed=tuple(document),
+        now=now,
+        acknowledged=True,
+    )
+    dispatch(row, now, ledger, "observe")
+    outcome = Outcome(
+        id=f"outcome-{row.id}",
+        event_id=row.event_id,
+        target=TARGET,
+        kind=row.kind,
+        resource=row.id,
+        generation=row.generation,
+        fence=row.fence,
+        delivery=1,
+        result=Result.APPLIED,
+        identities=names,
+        account_id=f"account-{row.id}",
+        created=True,
+        started_at=now,
+        ended_at=now,
+    )
+    settle(row, outcome, now, ledger, RetrySettings(), adopt=True, jitter=0.0)
+    ledger.save(row)
+    ledger.add_event(row, actor="entra")
+
+
+def stored_group(group: str, size: int, now: float) -> Callable[[Ledger], None]:
     """The job that puts one applied group with members into the store."""
-    document = {"displayName": f"Group {group}", "externalId": group}
     members = [resource_id(number) for number in range(size)]
-    names = (identity("displayName", document["displayName"]),)
 
     def job(ledger: Ledger) -> None:
         row = Row(id=group, target=TARGET, kind="group")
-        if ledger.set_keys(row, keys_of(document, "group")) is not None:
-            raise ValueError("two groups of the same name")
-        accept(
-            row,
-            event_id=f"filled-{group}",
-            document=msgspec.json.encode(document),
-            identities=names,
-            change=Change.CREATE,
-            changed=tuple(document),
-            now=now,
-            acknowledged=True,
-        )
-        dispatch(row, now, ledger, "observe")
-        outcome = Outcome(
-            id=f"outcome-{group}",
-            event_id=row.event_id,
-            target=TARGET,
-            kind="group",
-            resource=row.id,
-            generation=row.generation,
-            fence=row.fence,
-            delivery=1,
-            result=Result.APPLIED,
-            identities=names,
-            account_id=f"account-{group}",
-            created=True,
-            started_at=now,
-            ended_at=now,
-        )
-        settle(row, outcome, now, ledger, RetrySettings(), adopt=True, jitter=0.0)
-        ledger.save(row)
-        ledger.add_event(row, actor="entra")
+        applied(ledger, row, {"displayName": f"Group {group}", "externalId": group}, "displayName", now)
         ledger.change_members(row.id, [MemberChange("add", tuple(members))])
         ledger.settle_members(row.id, members, (), anew=False)
         dispatch(row, now, ledger, "observe")  # finds that no member is left to be sent
@@ -102,46 +106,11 @@ def grouped(group: str, size: int, now: float) -> Any:
     return job
 
 
-def stored(number: int, document: dict[str, Any], now: float) -> Any:
+def stored_user(number: int, document: dict[str, Any], now: float) -> Callable[[Ledger], None]:
     """The job that puts one applied user into the store."""
-    body = msgspec.json.encode(document)
-    keys = keys_of(document, "user")
-    names = (identity("userName", document["userName"]),)
 
     def job(ledger: Ledger) -> None:
-        row = Row(id=resource_id(number), target=TARGET)
-        if ledger.set_keys(row, keys) is not None:
-            raise ValueError("two people of the same name")
-        accept(
-            row,
-            event_id=f"filled-{number:012d}",
-            document=body,
-            identities=names,
-            change=Change.CREATE,
-            changed=tuple(document),
-            now=now,
-            acknowledged=True,
-        )
-        dispatch(row, now, ledger, "observe")
-        outcome = Outcome(
-            id=f"outcome-{number:012d}",
-            event_id=row.event_id,
-            target=TARGET,
-            kind="user",
-            resource=row.id,
-            generation=row.generation,
-            fence=row.fence,
-            delivery=1,
-            result=Result.APPLIED,
-            identities=names,
-            account_id=f"account-{number}",
-            created=True,
-            started_at=now,
-            ended_at=now,
-        )
-        settle(row, outcome, now, ledger, RetrySettings(), adopt=True, jitter=0.0)
-        ledger.save(row)
-        ledger.add_event(row, actor="entra")
+        applied(ledger, Row(id=resource_id(number), target=TARGET), document, "userName", now)
 
     return job
 
@@ -156,14 +125,14 @@ async def fill(path: Path, count: int, sizes: Sequence[int] = ()) -> None:
             jobs = []
             for number, person in enumerate(people[start : start + AT_ONCE], start):
                 values = OBSERVE.values(person, creating=True)
-                jobs.append(store.run(stored(number, OBSERVE.document(values, "flag"), now)))
+                jobs.append(store.run(stored_user(number, OBSERVE.document(values, "flag"), now)))
             await asyncio.gather(*jobs)
             if time.monotonic() - told >= 1.0:
                 told = time.monotonic()
                 print(start + len(jobs), flush=True)
         for size in sizes:
             for group in group_ids(size):
-                await store.run(grouped(group, size, now))
+                await store.run(stored_group(group, size, now))
     finally:
         await store.close()
 
