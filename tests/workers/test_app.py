@@ -75,7 +75,7 @@ async def test_events_of_different_resources_run_at_once_and_no_more_than_config
 async def test_what_nobody_can_read_is_ended_and_the_next_event_is_served(
     gateway: Gateway, shelf: ShelfServer, start_worker: StartWorker
 ) -> None:
-    """Reliability section 5: an unparsable message, or one of another subject, is terminated; no call, no outcome."""
+    """An unparsable message, or one of another subject, is terminated; no call, no outcome."""
     await start_worker()
 
     await gateway.send("r1", body=b'{"not": "an event"}')

@@ -246,7 +246,7 @@ async def test_a_linked_account_is_updated_without_looking(product: Product) -> 
 
 
 async def test_a_linked_account_that_is_gone_is_looked_for_and_made_again(product: Product) -> None:
-    """Reliability section 6, gone: 404 on update means re-create, after looking."""
+    """Failure class gone: 404 on update means re-create, after looking."""
     outcome = await told(product, account_id="a9", change=Change.UPDATE)
 
     assert product.steps == ["normalize", "update", "find", "create"]
@@ -483,7 +483,7 @@ async def test_ignored_attributes_are_named(product: Product) -> None:
 async def test_what_a_product_says_decides_what_happens_next(
     product: Product, error: ConnectorError, expected: dict[str, Any]
 ) -> None:
-    """Reliability section 6: each class of failure has its own result, with the connector's own sentence."""
+    """Each class of failure has its own result, with the connector's own sentence."""
     product.fails["create"] = error
 
     outcome = await told(product)
@@ -494,7 +494,7 @@ async def test_what_a_product_says_decides_what_happens_next(
 
 
 async def test_a_failure_after_a_write_that_succeeded_is_ambiguous(product: Product) -> None:
-    """Reliability section 6: the product has changed, so the next delivery looks first, whatever the failure was."""
+    """The product has changed, so the next delivery looks first, whatever the failure was."""
     product.late["create"] = Rejected("the second half was refused")
 
     outcome = await told(product)
