@@ -7,7 +7,7 @@ import contextlib
 import json
 import re
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +24,13 @@ from schemas.config import Configuration, parse
 from schemas.states import State
 from tests.conftest import NatsServer, free_port
 from tests.gateway.operated import Ended, _blank_store, _typed
+from tests.waiting import until
 from workers.app import Worker
 from workers.limits import CallLimit
 
 TARGET = "bobs"
 WAIT_S = 20.0
 _LOG_LINE = re.compile(r"(?:\x1b\[\d*m)*\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[^\n]*\n")
-
-
-async def until(condition: Callable[[], Any], what: str = "", wait_s: float = WAIT_S) -> Any:
-    """Wait for a condition (plain or awaitable) and return what it gave."""
-    try:
-        async with asyncio.timeout(wait_s):
-            while True:
-                found = condition()
-                if isinstance(found, Awaitable):
-                    found = await found
-                if found:
-                    return found
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"not within {wait_s:g} s: {what}") from None
 
 
 class Compared(Struct):

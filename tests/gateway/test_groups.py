@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from schemas.states import State
 from tests.gateway.samples import samples
 from tests.gateway.scim_listener import ALPHA, BETA, GROUP, Answer, GroupShelf, Listener, Shelf, listening
 from tests.gateway.test_store import postgres, postgres_url  # noqa: F401 - fixtures
+from tests.waiting import until
 
 NOBODY = "0b7fd5f4-0000-4000-8000-000000000000"
 MICROSOFT_GROUP = "http://schemas.microsoft.com/2006/11/ResourceManagement/ADSCIM/2.0/Group"
@@ -96,13 +97,6 @@ async def at_product(scim: Listener, group: str) -> set[str]:
         found = await scim.store.read(lambda reader, name=name: reader.by_key(ALPHA, "user", "user_name", name))
         accounts[account] = found[0].id if found else "?"
     return set(accounts.values())
-
-
-async def until(holds: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for a condition, not for a while."""
-    async with asyncio.timeout(WAIT_S):
-        while not await holds():  # noqa: ASYNC110 - what is waited for happens in the database
-            await asyncio.sleep(0.01)
 
 
 # ---- what Entra does

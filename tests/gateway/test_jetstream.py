@@ -39,20 +39,9 @@ from tests.conftest import NatsServer
 from tests.gateway.bench import TARGET, outcome_of
 from tests.gateway.engine import Engine
 from tests.simulation.books import MemoryBooks
+from tests.waiting import until
 
 WAIT_S = 10.0
-
-
-async def until(condition: Callable[[], Any], wait_s: float = WAIT_S) -> Any:
-    """Wait for a condition, plain or awaitable, and return what it gave."""
-    async with asyncio.timeout(wait_s):
-        while True:
-            found = condition()
-            if isinstance(found, Awaitable):
-                found = await found
-            if found:
-                return found
-            await asyncio.sleep(0.02)
 
 
 class Gateway:
@@ -253,7 +242,7 @@ async def test_P10_events_are_kept_in_the_log(gateway: Gateway, worker: Worker) 
         reply = msgspec.json.decode(await worker.request(f"$JS.API.STREAM.INFO.{topology.LOG}"))
         return bool(reply["state"]["messages"] == 1)
 
-    await until(logged, 2.0)
+    await until(logged, wait_s=2.0)
 
 
 async def test_events_and_outcomes_are_seen_live(gateway: Gateway, worker: Worker) -> None:

@@ -58,6 +58,7 @@ from tests.gateway.scim_listener import (
     Listener,
     listening,
 )
+from tests.waiting import until
 
 LIMITS = LimitSettings()
 NOBODY = "0b7fd5f4-0000-4000-8000-000000000000"
@@ -440,13 +441,6 @@ async def test_who_does_not_read_the_answers_is_cut_off(tmp_path: Path) -> None:
         await until(lambda: overload.requests == 0)
         assert caller.took_s() >= SOON_S * 0.8  # the loop's timers count from the beginning of its turn
         await caller.close()
-
-
-async def until(reached: Callable[[], bool]) -> None:
-    """Wait for something, at most WAIT_S."""
-    async with asyncio.timeout(WAIT_S):
-        while not reached():  # noqa: ASYNC110 what is waited for has no event
-            await asyncio.sleep(0.01)
 
 
 @together

@@ -25,8 +25,9 @@ from schemas.errors import ConfigurationError
 from schemas.specs import RateLimit
 from schemas.states import PRIORITY_REPAIR, State
 from tests.conftest import NatsServer
-from tests.gateway.compared import TARGET, compared, until
+from tests.gateway.compared import TARGET, compared
 from tests.gateway.test_store import location, postgres, postgres_url, store  # noqa: F401 - fixtures
+from tests.waiting import until
 
 
 async def test_every_class_of_difference_is_found_and_nothing_is_written(

@@ -29,23 +29,12 @@ from schemas.events import (
 )
 from schemas.states import Change
 from tests.conftest import NatsServer
+from tests.waiting import until
 from tests.workers.shelf import ShelfServer
 from workers.app import Worker
 from workers.ownership import monotonic_s
 
 WAIT_S = 15.0
-
-
-async def until(condition: Callable[[], Any], wait_s: float = WAIT_S) -> Any:
-    """Wait for a condition (plain or awaitable) and return what it gave; fails when the time is up."""
-    async with asyncio.timeout(wait_s):
-        while True:
-            found = condition()
-            if isinstance(found, Awaitable):
-                found = await found
-            if found:
-                return found
-            await asyncio.sleep(0.02)
 
 
 class Clock:
@@ -109,7 +98,7 @@ class Gateway:
 
     async def outcome(self, number: int = 1, wait_s: float = WAIT_S) -> Outcome:
         """The n-th outcome that was heard."""
-        await until(lambda: len(self.outcomes) >= number, wait_s)
+        await until(lambda: len(self.outcomes) >= number, wait_s=wait_s)
         return self.outcomes[number - 1]
 
     async def ask(self, target: str, question: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from schemas import topology
 from schemas.events import timestamp
 from schemas.states import Result
 from tests.conftest import NatsServer
-from tests.workers.conftest import Clock, Gateway, StartWorker, until
+from tests.waiting import until
+from tests.workers.conftest import Clock, Gateway, StartWorker
 from tests.workers.shelf import ShelfServer
 from workers import presence
 from workers.app import Worker, epoch_ns

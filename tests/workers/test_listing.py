@@ -23,7 +23,8 @@ from schemas.comparison import ANSWER_BYTES_MAX, DOCUMENTS_PER_QUESTION_MAX, Exp
 from schemas.config import TargetSettings, parse
 from schemas.topology import control_subject
 from tests.conftest import NatsServer
-from tests.workers.conftest import Gateway, until
+from tests.waiting import until
+from tests.workers.conftest import Gateway
 from workers import control
 from workers.app import Worker
 from workers.listing import KEPT_S, _Page, digest
