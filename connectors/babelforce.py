@@ -536,7 +536,9 @@ class _Rest:
         account_id = _id(_item(answer, "POST", path))
         if not account.active:
             await self._switch(account_id, account.login, on=False, ctx=ctx)
-        await self._name(account, await self._read(account_id, ctx) if self._names(account) else {}, ctx)
+        if self._names(account) or self.settings.create_agents:
+            held = await self._read(account_id, ctx)
+            await self._name(account, held, _roles(held), ctx)
         return account_id
 
     async def update(
@@ -550,7 +552,7 @@ class _Rest:
             await self._switch(account_id, login, on=False, ctx=ctx)
         if roles is not UNSET:
             await self._put_roles(account_id, login, roles, _roles(held), ctx)
-        await self._name(account, held, ctx)
+        await self._name(account, held, _roles(held) if roles is UNSET else roles, ctx)
         if account.active and held.get("enabled") is not True:
             await self._switch(account_id, login, on=True, ctx=ctx)
 
@@ -661,17 +663,33 @@ class _Rest:
 
     async def _bulk(self, path: str, body: Mapping[str, Any], ctx: Delivery) -> None:
         """One call for one address, safe to repeat. 404 counts as no effect, which the reading after it judges."""
+        answer = await self._done("POST", path, body, ctx, expect=(400, 404, 422))
+        if answer.status >= 300 and answer.status != 404:
+            raise _refused("POST", path, answer)
+
+    async def _done(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any],
+        ctx: Delivery,
+        *,
+        parts: Mapping[str, str] | None = None,
+        expect: Sequence[int] = (),
+    ) -> VendorResponse:
+        """A call that is safe to repeat, sent again as long as the answer is `success: false`, NOT_DONE_TRIES_MAX times in all.
+
+        Raises:
+            Rejected: `not_done`, with the product's message.
+        """
         for last in _tries():
             answer = await self.http.request(
-                "POST", path, ctx=ctx, json=dict(body), expect=(400, 404, 422), idempotent=True
+                method, path, ctx=ctx, parts=parts, json=dict(body), expect=expect, idempotent=True
             )
-            if answer.status == 404:
-                return
-            if answer.status >= 300:
-                raise _refused("POST", path, answer)
-            if not _not_done(answer):
-                return
-            await _pause_or_give_up("POST", path, answer, last=last)
+            if answer.status >= 300 or not _not_done(answer):
+                break
+            await _pause_or_give_up(method, path, answer, last=last)
+        return answer
 
     async def _renamed(
         self,
@@ -700,17 +718,17 @@ class _Rest:
     def _names(self, account: Account) -> bool:
         return account.display_name is not UNSET and self.settings.agent_name_sync
 
-    async def _name(self, account: Account, held: Mapping[str, Any], ctx: Delivery) -> None:
-        """A user has no name; the agent linked to it has."""
-        if not self._names(account):
-            return
+    async def _name(self, account: Account, held: Mapping[str, Any], roles: Sequence[str], ctx: Delivery) -> None:
+        """A user has no name; the agent linked to it has. `roles`: those the user has by now."""
         agent = held.get("agent")
         agent_id = agent.get("uuid") if isinstance(agent, dict) else None
         if not agent_id:
-            if self.settings.create_agents and "agent" in _roles(held):
+            if self.settings.create_agents and "agent" in roles:
                 await self._make_agent(account, ctx)
-            else:
+            elif self._names(account):
                 ctx.warnings.append("There is no agent to carry the name; displayName is kept by the gateway only.")
+            return
+        if not self._names(account):
             return
         path = "/api/v2/agents/{id}"
         parts = {"id": _bare(str(agent_id))}
@@ -722,21 +740,26 @@ class _Rest:
         if shown.get("name") == account.display_name:
             return
         kept = {name: shown[name] for name in _AGENT_FIELDS if shown.get(name) is not None}
-        answer = await self.http.request(
-            "PUT", path, ctx=ctx, parts=parts, json={**kept, "name": account.display_name}, idempotent=True
-        )
-        if _not_done(answer):
-            raise Unavailable(f"{TITLE} did not take the agent's name: {vendor_text(answer.body)}", code="not_done")
+        await self._done("PUT", path, {**kept, "name": account.display_name}, ctx, parts=parts)
 
     async def _make_agent(self, account: Account, ctx: Delivery) -> None:
+        """An agent of this login, unless there is one: looked for before each try, because a refused one may have been made."""
         path = "/api/v2/agents"
-        answer = await self.http.request("GET", path, ctx=ctx, query={"q": account.login})
+        wish = {"name": account.display_name or account.login, "email": account.login, "enabled": True}
+        for last in _tries():
+            if await self._has_agent(account.login, ctx):
+                return
+            answer = await self.http.request("POST", path, ctx=ctx, json=wish, expect=(409,))
+            if answer.status == 409 or not _not_done(answer):  # 409: there is one that the list does not show yet
+                return
+            await _pause_or_give_up("POST", path, answer, last=last)
+
+    async def _has_agent(self, login: str, ctx: Delivery) -> bool:
+        path = "/api/v2/agents"
+        answer = await self.http.request("GET", path, ctx=ctx, query={"q": login})
         items = answer.body.get("items") if isinstance(answer.body, dict) else None
         listed = [one for one in items if isinstance(one, dict)] if isinstance(items, list) else []
-        if not any(str(one.get("email", "")).lower() == account.login for one in listed):
-            await self.http.request(
-                "POST", path, ctx=ctx, json={"name": account.display_name, "email": account.login, "enabled": True}
-            )
+        return any(str(one.get("email", "")).lower() == login for one in listed)
 
 
 class _Scim:

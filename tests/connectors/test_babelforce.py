@@ -668,6 +668,47 @@ async def test_without_an_agent_the_name_is_noted_or_an_agent_made(
     assert [agent["name"] for agent in agents] == (["Jane Doe"] if "create_agents" in options else [])
 
 
+async def test_an_agent_is_made_when_the_role_comes_later_and_never_twice(emulator: Any, token: Path) -> None:
+    """2.3, create_agents: the role decides, with or without a displayName; a lost answer or an unseen agent makes no second."""
+    product, url = emulator
+    account_id = product.seed({"users": [{"email": "jane.doe@example.com", "roles": ["sales"]}]})["ids"][0]
+    options = {"create_agents": True, "agent_name_sync": False}
+    async with connected(url, token, **options) as connector:
+        await connector.update(account_id, wish("sales"), Delivery())
+        assert product.state()["agents"] == {}
+        product.fault("status", method="POST", path="/api/v2/agents", status=409, times=1)  # one that no list shows yet
+        await connector.update(account_id, wish("agent", "sales"), Delivery())
+        product.fault("drop_response", method="POST", path="/api/v2/agents", times=1)
+        nameless = wish("sales", "agent", displayName=None)
+        assert isinstance(await refusal(connector.update(account_id, nameless, Delivery())), Unavailable)
+        await connector.update(account_id, nameless, Delivery())
+    assert [agent["name"] for agent in product.state()["agents"].values()] == ["jane.doe@example.com"]
+
+
+@pytest.mark.parametrize("times", [2, 3])
+@pytest.mark.parametrize("call", ["PUT", "POST"])
+async def test_success_false_for_an_agent_is_tried_again_and_then_refused(
+    emulator: Any, token: Path, call: str, times: int
+) -> None:
+    """2.5, the agent's calls like the user's: transient twice, then permanent with the message; made once at most."""
+    product, url = emulator
+    product.seed({"users": [{"email": "jane.doe@example.com", "roles": ["agent"]}]})
+    if call == "PUT":
+        product.seed({"agents": [{"name": "Old", "email": "jane.doe@example.com"}]})
+    body = {"success": False, "message": "not today"}
+    product.fault("status", method=call, path="/api/v2/agents", status=200, body=body, times=times)
+    async with connected(url, token, create_agents=True) as connector:
+        step = connector.update(users(product)[0]["id"], wish("agent"), Delivery())
+        if times == 2:
+            await step
+        else:
+            error = await refusal(step)
+            assert (type(error), error.code) == (Rejected, "not_done")
+            assert "not today" in str(error)
+    made = ["Jane Doe"] if times == 2 else ["Old"] if call == "PUT" else []
+    assert [agent["name"] for agent in product.state()["agents"].values()] == made
+
+
 @pytest.mark.parametrize(("on_delete", "left"), [("delete", []), ("deactivate", [False])])
 async def test_a_deletion_deletes_or_disables_and_gone_is_fine(
     either: Any, token: Path, on_delete: str, left: list[bool]
