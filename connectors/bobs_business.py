@@ -31,7 +31,7 @@ from connectors.contract import (
     VendorResponse,
 )
 from connectors.http import Bearer, address_problem, error_of
-from connectors.scim import ScimClient, as_text, checked_id, held_text, ignored_paths, spoken_of
+from connectors.scim import GROUP_BYTES_MAX, ScimClient, as_text, checked_id, held_text, ignored_paths, spoken_of
 from schemas.config import Secret
 from schemas.errors import Blocked, Conflict, Gone, Misconfigured, NormalizationError, Rejected, Unavailable
 from schemas.events import identity, split_identity
@@ -371,7 +371,7 @@ class BobsBusiness(Connector[Settings, Account]):
         rate_limit=RateLimit(calls=5, per_s=1.0),
         concurrency_max=4,
         on_delete="delete",
-        capabilities=("groups", "list_accounts", "invitations"),
+        capabilities=("groups", "list_accounts", "list_groups", "invitations"),
         support="assumed",
         pitfalls=(
             "Accounts whose address differs from the one passed are duplicated by the platform; compare all accounts with Entra "
@@ -393,6 +393,7 @@ class BobsBusiness(Connector[Settings, Account]):
             base_url=f"{parts.scheme}://{parts.netloc}",
             auth=Bearer(settings.api_key),
             allow_loopback=settings.allow_loopback,
+            body_bytes_max=GROUP_BYTES_MAX,
         )
 
     def __init__(self, settings: Settings, http: VendorHttp) -> None:
@@ -593,6 +594,40 @@ class BobsBusiness(Connector[Settings, Account]):
         )
 
     # Groups -----------------------------------------------------------------------------------------------------------
+
+    async def list_groups(self, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
+        """One page of groups without their members."""
+        found, following = await self.scim.listed(cursor, kind="Groups")
+        page = []
+        for held in found:
+            name, owner = str(held.get("displayName") or ""), str(held.get("externalId") or "")
+            known_by = {identity("displayName", _folded(name)): None}
+            if owner:
+                known_by[identity("externalId", owner)] = None
+            page.append(
+                {
+                    "account_id": _id(held, "group"),
+                    "identities": tuple(known_by),
+                    "active": True,
+                    "owner": owner,
+                    "values": {"displayName": held_text(name), "externalId": held_text(owner)},
+                }
+            )
+        return page, following
+
+    def expected_group(self, group: Group) -> Expected | None:
+        """Name and externalId, as `put_group` writes them."""
+        ours = text(group.external_id).strip()
+        names = [identity("externalId", ours)] if ours else []
+        return Expected(
+            identities=(*names, identity("displayName", _folded(group.display_name))),
+            owner=ours,
+            values={"displayName": held_text(group.display_name)} | ({"externalId": ours} if ours else {}),
+        )
+
+    async def list_members(self, group_id: str, cursor: str | None) -> tuple[list[str], str | None]:
+        """The platform shows all members of a group at once."""
+        return await self.scim.members(group_id), None
 
     async def find_group(self, group: Group | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
         """By externalId, then by name, trimmed and folded.

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from schemas.configured import Difference as Difference
 from schemas.events import Identity as Identity
-from schemas.events import Step
+from schemas.events import Note, Step
 from schemas.resources import Group, User
 from schemas.specs import Spec
 
@@ -64,6 +64,9 @@ class Delivery(Struct, kw_only=True):
         created_by_us: whether the linked account was created by a delivery of ours; None when nobody knows, e.g. because the
             answer to a create was lost and the account was found afterwards.
         traceparent: W3C trace context; `connectors/http.py` sends it along with every call.
+        notes: codes of what earlier deliveries of this resource noted; see `note`.
+        noted: what this one notes.
+        not_told: the product is deliberately not told of this wish; the delivery ends as applied, `ignored` (rule A13).
     """
 
     attempt: int = 1
@@ -77,6 +80,25 @@ class Delivery(Struct, kw_only=True):
     unresolved: list[str] = []
     created_by_us: bool | None = None
     traceparent: str = ""
+    notes: frozenset[str] = frozenset()
+    noted: list[Note] = []
+    not_told: bool = False
+
+    def has_note(self, code: str) -> bool:
+        """Whether something is noted of this resource, by an earlier delivery or by this one."""
+        return next((one.holds for one in reversed(self.noted) if one.code == code), code in self.notes)
+
+    def note(self, code: str, message: str = "", *, subject: str = "") -> None:
+        """Have something kept with the resource: every later delivery of it is told, and operators can list it.
+
+        It is kept with the outcome of this delivery, whatever that is: also when the next step fails.
+        """
+        self.noted.append(Note(code=code, message=message, subject=subject))
+
+    def unnote(self, code: str) -> None:
+        """What was noted is not so any more."""
+        if self.has_note(code):
+            self.noted.append(Note(code=code, holds=False))
 
     def resolve(self, resource_id: str) -> str | None:
         """The product's account id of another resource of this target, such as a manager.
@@ -376,6 +398,28 @@ class ComparesAccounts(Protocol):
 
     def expected(self, account: Any) -> Expected:
         """What the list will show of a normalized account. Pure: no call, no clock."""
+
+
+@runtime_checkable
+class ListsGroups(Protocol):
+    """A product whose groups can be compared with what Entra wishes; capability `list_groups`."""
+
+    async def list_groups(self, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
+        """One page of groups, best without their members, and the next cursor, None at the end.
+
+        Each is `{"account_id", "identities", "owner", "values"}` as in `list_accounts`. Raises as `list_accounts`.
+        """
+
+    def expected_group(self, group: Group) -> Expected | None:
+        """What that list shows of a group that is as wished; None for one the product is not told about. Pure."""
+
+    async def list_members(self, group_id: str, cursor: str | None) -> tuple[list[str], str | None]:
+        """Account ids of a group's members, all at once or page by page.
+
+        Raises:
+            Gone: there is no such group any more.
+            Unavailable: the list broke off before its end.
+        """
 
 
 @runtime_checkable

@@ -40,7 +40,7 @@ from connectors.declared import (
     taken_apart,
 )
 from connectors.http import error_of
-from connectors.scim import ScimClient, checked_id, ignored_paths, literal, texts
+from connectors.scim import GROUP_BYTES_MAX, ScimClient, checked_id, ignored_paths, literal, texts
 from schemas.config import Mistakes
 from schemas.errors import Blocked, Conflict, Gone, Misconfigured, NormalizationError, Rejected, Unavailable
 from schemas.events import identity, split_identity
@@ -228,7 +228,7 @@ class GenericScim(Connector[Settings, Account]):
             for path in DEFAULT_ATTRIBUTES
         ),
         concurrency_max=CONCURRENCY,
-        capabilities=("groups", "list_accounts"),
+        capabilities=("groups", "list_accounts", "list_groups"),
         pitfalls=(
             "The table shows the default; attributes, add, omit and rename say what a target really sends; /Schemas shows it.",
             "The manager is sent where add names it; a user whose manager has no account there yet is sent again later.",
@@ -283,13 +283,18 @@ on_delete = "deactivate"
             rate_limit=settings.rate_limit.limit() if settings.rate_limit is not None else None,
             concurrency_max=settings.concurrency_max,
             on_delete=settings.on_delete,
-            capabilities=(*(("groups",) if settings.groups else ()), "list_accounts"),
+            capabilities=(*(("groups", "list_groups") if settings.groups else ()), "list_accounts"),
         )
 
     @classmethod
     def endpoint(cls, settings: Settings) -> Endpoint | None:
         """The SCIM root."""
-        return Endpoint(base_url=settings.base_url, auth=settings.auth.auth(), allow_loopback=settings.allow_loopback)
+        return Endpoint(
+            base_url=settings.base_url,
+            auth=settings.auth.auth(),
+            allow_loopback=settings.allow_loopback,
+            body_bytes_max=GROUP_BYTES_MAX if settings.groups else 0,
+        )
 
     def __init__(self, settings: Settings, http: VendorHttp) -> None:
         super().__init__(settings, http)
@@ -454,7 +459,7 @@ on_delete = "deactivate"
 
     async def list_accounts(self, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
         """One page of users."""
-        found, following = await self._page(self._users, None, cursor or "")
+        found, following = await self._listed(self._users, cursor)
         name = self.settings.there("userName")
         there = {path: self.settings.there(path) for path in self._compared()}
         # Some products list less than they hold; what nobody on a page shows says nothing.
@@ -491,6 +496,40 @@ on_delete = "deactivate"
         return tuple(path for path in self.settings.supplied() if path not in ("active", MANAGER))
 
     # Groups -----------------------------------------------------------------------------------------------------------
+
+    async def list_groups(self, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
+        """One page of groups, without their members where the product knows how to leave them out."""
+        found, following = await self._listed(self._groups, cursor)
+        page = []
+        for held in found:
+            name, owner = str(held.get("displayName") or "").strip(), str(held.get("externalId") or "")
+            names = [identity("displayName", name)]
+            if owner and "externalId" in self.settings.match:
+                names.append(identity("externalId", owner))
+            values = {path: _comparable(path, held.get(path)) for path in ("displayName", "externalId") if path in held}
+            page.append(
+                {
+                    "account_id": self._id(held, "group"),
+                    "identities": tuple(names),
+                    "active": True,
+                    "owner": owner,
+                    "values": values,
+                }
+            )
+        return page, following or None
+
+    def expected_group(self, group: Group) -> Expected | None:
+        """Name, and externalId where it is sent."""
+        name, ours = group.display_name.strip(), self._group_external_id(group)
+        names = [identity("displayName", name)]
+        if ours and "externalId" in self.settings.match:
+            names.append(identity("externalId", ours))
+        values = {"displayName": name or None} | ({"externalId": ours.casefold()} if ours else {})
+        return Expected(identities=tuple(names), owner=ours if self.settings.foreign == "refuse" else "", values=values)
+
+    async def list_members(self, group_id: str, cursor: str | None) -> tuple[list[str], str | None]:
+        """Whom a group holds; a group shows all of its members at once (RFC 7643 section 4.2)."""
+        return await self.scim.members(group_id, kind=self._groups), None
 
     async def find_group(self, group: Group | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
         """By name, and by externalId where `match` says so.
@@ -579,21 +618,45 @@ on_delete = "deactivate"
 
     # Reading ----------------------------------------------------------------------------------------------------------
 
+    async def _listed(self, kind: str, cursor: str | None) -> tuple[list[dict[str, Any]], str]:
+        """One page of a list that has to be whole.
+
+        Raises:
+            Unavailable: the list ends before the number of resources it names, or begins again from the start.
+        """
+        found, following, whole = await self._paged(kind, None, cursor or "", members=False)
+        if not whole:
+            raise Unavailable(
+                f"{self.title} names more {kind} than it shows; does it ignore startIndex? Then set paging.",
+                code="incomplete_list",
+            )
+        return found, following
+
     async def _page(self, kind: str, ctx: Delivery | None, cursor: str) -> tuple[list[dict[str, Any]], str]:
         """One page and where the next begins, "" at the end."""
+        found, following, _ = await self._paged(kind, ctx, cursor)
+        return found, following
+
+    async def _paged(
+        self, kind: str, ctx: Delivery | None, cursor: str, *, members: bool = True
+    ) -> tuple[list[dict[str, Any]], str, bool]:
+        """One page, where the next begins, and False when the list ends here although it names more."""
+        members = members or kind != self._groups
         if self.settings.paging == "cursor":
-            return await self.scim.cursor_page(ctx, kind=kind, cursor=cursor)
+            return *(await self.scim.cursor_page(ctx, kind=kind, cursor=cursor, members=members)), True
         if self.settings.paging == "none":
-            found, _ = await self.scim.page(ctx, kind=kind, query={})
-            return found, ""
+            found, total = await self.scim.page(ctx, kind=kind, query={}, members=members)
+            return found, "", len(found) >= total
         start, _, before = cursor.partition(":")
         begin = int(start) if start.isdecimal() else 1
-        found, total = await self.scim.page(ctx, kind=kind, start=begin)
+        found, total = await self.scim.page(ctx, kind=kind, start=begin, members=members)
         first = str(found[0].get("id", "")) if found else ""
         if before and before == first:  # startIndex is ignored there, so this is the first page again
-            return [], ""
+            return [], "", False
         following = begin + len(found)
-        return found, f"{following}:{first}" if found and following <= total else ""
+        if following > total:
+            return found, "", True
+        return found, f"{following}:{first}" if found else "", bool(found)
 
     async def _all(
         self, kind: str, ctx: Delivery | None, *, pages_max: int = PAGES_MAX

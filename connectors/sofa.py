@@ -33,7 +33,7 @@ from connectors.contract import (
     VendorResponse,
 )
 from connectors.http import Bearer, address_problem, error_of
-from connectors.scim import ScimClient, checked_id, held_text
+from connectors.scim import GROUP_BYTES_MAX, ScimClient, checked_id, held_text
 from schemas.config import Secret
 from schemas.errors import Blocked, Conflict, Gone, Misconfigured, NormalizationError, Unavailable
 from schemas.events import identity, split_identity
@@ -492,7 +492,7 @@ class Sofa(Connector[Settings, Account]):
         rate_limit=RateLimit(calls=5, per_s=1.0),
         concurrency_max=4,
         on_delete="delete",
-        capabilities=("groups", "list_accounts", "key_watch"),
+        capabilities=("groups", "list_accounts", "list_groups", "key_watch"),
         support="assumed",
         pitfalls=(
             "Change the source of externalId from mailNickname to objectId before the connection is made.",
@@ -513,6 +513,7 @@ class Sofa(Connector[Settings, Account]):
             base_url=f"{parts.scheme}://{parts.netloc}",
             auth=Keys([key.access_key for key in settings.keys]),
             allow_loopback=settings.allow_loopback,
+            body_bytes_max=GROUP_BYTES_MAX,
         )
 
     def __init__(
@@ -688,6 +689,39 @@ class Sofa(Connector[Settings, Account]):
         )
 
     # Groups -----------------------------------------------------------------------------------------------------------
+
+    async def list_groups(self, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
+        """One page of groups without their members."""
+        found, following = await self.scim.listed(cursor, kind="Groups")
+        page = []
+        for held in found:
+            name, owner = str(held.get("displayName") or "").strip(), str(held.get("externalId") or "")
+            names = [identity("externalId", owner)] if owner else [identity("displayName", name)]
+            page.append(
+                {
+                    "account_id": _id(held, "group"),
+                    "identities": tuple(names),
+                    "active": True,
+                    "owner": owner,
+                    "values": {"displayName": name or None, "externalId": owner or None},
+                }
+            )
+        return page, following
+
+    def expected_group(self, group: Group) -> Expected | None:
+        """Name and object id of a group that is forwarded; Sofa is not told of any other."""
+        object_id, name = _group_object_id(group), group.display_name.strip()
+        if not self._is_forwarded(object_id):
+            return None
+        return Expected(
+            identities=(identity("externalId", object_id), identity("displayName", name)),
+            owner=object_id,
+            values={"displayName": name or None, "externalId": object_id},
+        )
+
+    async def list_members(self, group_id: str, cursor: str | None) -> tuple[list[str], str | None]:
+        """Sofa shows all members of a group at once."""
+        return await self.scim.members(group_id), None
 
     async def find_group(self, group: Group | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
         """By externalId; then by name among groups that have none. A group without a mapping is looked for nowhere."""

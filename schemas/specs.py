@@ -50,6 +50,7 @@ class Spec(Struct, frozen=True, omit_defaults=True, kw_only=True):
         concurrency_max: how many calls to the product may run at once per worker.
         on_delete: what a SCIM DELETE does there unless configured otherwise.
         capabilities: optional parts of the contract this connector has.
+        settle_s: how long after a write the product's lists may still show what was before it.
         support: `documented` when built from the vendor's public interface, `assumed` when the contract is ours.
         pitfalls: what an admin should know beforehand, a sentence each.
     """
@@ -64,6 +65,7 @@ class Spec(Struct, frozen=True, omit_defaults=True, kw_only=True):
     concurrency_max: int = 8
     on_delete: Literal["delete", "deactivate"] = "delete"
     capabilities: tuple[str, ...] = ()
+    settle_s: float = 15.0
     support: Literal["documented", "assumed"] = "documented"
     pitfalls: tuple[str, ...] = ()
     any_attribute: bool = False
