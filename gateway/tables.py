@@ -19,7 +19,7 @@ from gateway.visibility import is_visible
 from schemas.events import Reason
 from schemas.states import Change, State
 
-SCHEMA = "0006"
+SCHEMA = "0007"
 """The newest migration; older stores are brought up to it at start, newer ones are refused."""
 
 _Sequence = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
@@ -359,6 +359,50 @@ class ReconcileFinding(_Table, table=True):
     label: str
     attributes: str
     message: str
+
+
+class Alert(_Table, table=True):
+    """Something that needs a person, as it was seen last and as it was told last; see `gateway/notices.py`."""
+
+    target: str = Field(primary_key=True)
+    cause: str = Field(primary_key=True)
+    opened_at: float
+    gone_at: float | None
+    over_at: float | None
+    count: int
+    level: int
+    told_at: float | None
+    told_count: int
+    told_level: int
+    text: str
+
+
+class Mail(_Table, table=True):
+    """One mail to one recipient: outbox and what became of it. `notice` is shared by the copies of one mail."""
+
+    __table_args__ = (
+        sa.Index("ix_mail_due", "next_at", **_where("state = 'waiting'")),
+        sa.Index("ix_mail_target", "target", "created_at"),
+        sa.Index("ix_mail_created", "created_at"),
+        {"sqlite_autoincrement": True},
+    )
+
+    seq: int | None = _seq()
+    notice: str
+    copy_number: int
+    message_id: str
+    target: str
+    kind: str
+    recipient: str
+    subject: str
+    body: str
+    created_at: float
+    state: str
+    attempts: int
+    next_at: float
+    ended_at: float | None
+    holder: str
+    error: str
 
 
 METADATA = _Table.metadata

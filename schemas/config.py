@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import re
 import tomllib
 import types
 import typing
@@ -364,6 +365,79 @@ class OAuthSignIn(Struct, frozen=True, kw_only=True):
     federation: Federation | None = None
 
 
+# ---- mails to operators
+
+MAIL_ADDRESS = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+"""A plain address (RFC 5321 section 4.1.2 without quoted local parts): nothing in it can end a header or begin a second one."""
+RECIPIENTS_MAX = 16
+MAIL_PORTS: Mapping[str, int] = {"starttls": 587, "tls": 465, "none": 25}
+Recipients = Annotated[tuple[str, ...], Meta(max_length=RECIPIENTS_MAX)]
+SomeRecipients = Annotated[tuple[str, ...], Meta(min_length=1, max_length=RECIPIENTS_MAX)]
+
+
+class MailSettings(Struct, frozen=True, kw_only=True):
+    """How operators are told by mail what needs them (vendor requirement S7).
+
+    Args:
+        host: the mail server.
+        sender: the address mails come from.
+        to: who is told about targets without `alert_to` of their own, and about what concerns all targets.
+        port: 587, 465 and 25 for the three kinds of `tls` when left out.
+        tls: `starttls` and `tls` check the server's certificate and never go on without; `none` only on this machine.
+        username, password: for a server that wants a sign-in; both or neither.
+        ca_file: certificates to trust instead of the system's (PEM), for a server with a certificate of one's own.
+        timeout_s: longest wait for one answer of the server.
+        per_hour_max: mails about one target within an hour; what comes on top is put into the next one.
+        digest_every_hours: how often it is said that something that is known already has grown.
+    """
+
+    host: Annotated[str, Meta(min_length=1, max_length=253)]
+    sender: str
+    to: SomeRecipients
+    port: Annotated[int, Meta(ge=1, le=65_535)] | None = None
+    tls: Literal["starttls", "tls", "none"] = "starttls"
+    username: Secret | None = None
+    password: Secret | None = None
+    ca_file: str = ""
+    timeout_s: Annotated[float, Meta(gt=0, le=20)] = 10.0
+    per_hour_max: Annotated[int, Meta(ge=1, le=60)] = 12
+    digest_every_hours: Annotated[float, Meta(ge=0.25, le=24)] = 1.0
+
+    def __post_init__(self) -> None:
+        found = [("sender", _address_mistake(self.sender)), *(("to", _address_mistake(one)) for one in self.to)]
+        if re.fullmatch(r"[A-Za-z0-9.:-]+", self.host) is None:
+            found.append(("host", f"{self.host!r} is no name of a server; a port has a setting of its own"))
+        elif self.tls == "none" and not _is_loopback(self.host):
+            found.append(("tls", '"none" is for a server on this machine only; use "starttls" or "tls"'))
+        if (self.username is None) != (self.password is None):
+            missing = "password" if self.password is None else "username"
+            found.append((missing, "missing; a sign-in needs username and password"))
+        if self.tls == "none" and self.ca_file:
+            found.append(("ca_file", 'is of no use with tls = "none"'))
+        if found := [(name, sentence) for name, sentence in found if sentence]:
+            raise Mistakes(found)
+
+    def place(self) -> tuple[str, int]:
+        """Host and port of the server."""
+        return self.host, self.port if self.port is not None else MAIL_PORTS[self.tls]
+
+
+def mail_address(text: str) -> bool:
+    """Whether a text is a plain mail address."""
+    return MAIL_ADDRESS.fullmatch(text) is not None and ".." not in text
+
+
+def _address_mistake(text: str) -> str:
+    return "" if mail_address(text) else f"{text!r} is no plain mail address; it looks like ops@example.com"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host.lower() in _LOOPBACK or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 SignInWay = Literal["key", "entra", "oauth"]
 TARGET_NAME = r"^[a-z][a-z0-9_-]{0,47}$"
 
@@ -372,6 +446,7 @@ class TargetSettings(Struct, frozen=True, kw_only=True):
     """One configured product: one Entra application, one Tenant URL.
 
     Args:
+        alert_to: who is told by mail about this target, instead of those in `[mail]`.
         shadow: rehearse every change and send nothing that writes; Entra is told success at once, whatever `pending` says.
     """
 
@@ -381,7 +456,7 @@ class TargetSettings(Struct, frozen=True, kw_only=True):
     enabled: bool = True
     shadow: bool = False
     log_level: Literal["warning", "information", "debug"] = "information"
-    alert_to: tuple[str, ...] = ()
+    alert_to: Recipients = ()
     pending: Literal["accept", "retry-later"] = "accept"
     adopt: Literal["always", "never"] = "always"
     auth: Annotated[tuple[SignInWay, ...], Meta(min_length=1, max_length=3)] = ("key",)
@@ -397,6 +472,7 @@ class TargetSettings(Struct, frozen=True, kw_only=True):
         found = []
         if len(set(self.auth)) < len(self.auth):
             found.append(("auth", "names a way to sign in twice"))
+        found += [("alert_to", sentence) for one in self.alert_to if (sentence := _address_mistake(one))]
         if "entra" in self.auth and self.entra is None:
             found.append(("entra", "missing; auth names it, and it says whose tokens are taken (tenant)"))
         if found:
@@ -416,7 +492,13 @@ class Configuration(Struct, frozen=True, kw_only=True):
     store: StoreSettings = StoreSettings()
     nats: NatsSettings = NatsSettings()
     worker: WorkerSettings = WorkerSettings()
+    mail: MailSettings | None = None
     targets: dict[Annotated[str, Meta(pattern=TARGET_NAME)], TargetSettings] = {}
+
+    def __post_init__(self) -> None:
+        if self.mail is None and (told := [name for name, settings in self.targets.items() if settings.alert_to]):
+            sentence = "nobody would be told, because there is no [mail] with the server and the sender"
+            raise Mistakes([(f"targets.{name}.alert_to", sentence) for name in told])
 
 
 def load(path: Path) -> Configuration:
