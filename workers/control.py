@@ -3,9 +3,10 @@
 `{"do": "probe"}`                          -> `{"ok", "code", "message", "findings"}`
 `{"do": "identities", "document": {...}}`  -> `{"ok", "account_keys"}`
 `{"do": "refresh"}`                        -> `{"ok", "code", "message"}`
-`{"do": "plan", "event": {...}}`           -> `Planned` of `workers/rehearsals.py`
-`{"do": "list", "cursor": "..."}`          -> `schemas.comparison.Listing`: one part of the accounts
-`{"do": "expect", "documents": [...]}`     -> `schemas.comparison.Expectations`: how users would show in that list
+`{"do": "plan", "event": {...}}`           -> `schemas.plans.Planned`: what would be called
+`{"do": "list", "cursor": "..."}`          -> `schemas.comparison.Listing`: one part of the accounts, or groups (`kind`)
+`{"do": "members", "group": "..."}`        -> `schemas.comparison.Members`: one part of a group's members
+`{"do": "expect", "documents": [...]}`     -> `schemas.comparison.Expectations`: how users, or groups, would show in that list
 `{"do": "configuration"}`                  -> `schemas.configured.Configured`: settings the product keeps, compared
 `{"do": "configure", "version": "..."}`    -> the same, written first if the product still holds what was looked at
 """
@@ -22,10 +23,11 @@ from ulid import ULID
 from connectors.contract import Finding
 from schemas.errors import ConnectorError
 from schemas.events import decode_event
+from schemas.plans import PLAN_S, Planned
 from schemas.resources import User
 from workers.configuring import configuration
-from workers.listing import expectations, list_accounts
-from workers.rehearsals import PLAN_S, Planned, plan
+from workers.listing import expectations, list_accounts, list_members
+from workers.rehearsals import plan
 from workers.targets import Served
 
 PROBE_S = 10.0
@@ -36,14 +38,17 @@ FINDINGS_MAX = 50
 class Question(Struct, frozen=True):
     """What is asked. `document`: a SCIM user, for `identities`. `event`: an event as it would be sent, for `plan`.
 
-    `cursor`: where the part begins, for `list`. `documents`: SCIM users, for `expect`. `version`: what was seen, for `configure`.
+    `cursor`: where the part begins, for `list` and `members`. `group`: whose members. `documents`: SCIM users or groups, for
+    `expect`. `version`: what was seen, for `configure`.
     """
 
-    do: Literal["probe", "identities", "refresh", "plan", "list", "expect", "configuration", "configure"]
+    do: Literal["probe", "identities", "refresh", "plan", "list", "members", "expect", "configuration", "configure"]
     document: dict[str, Any] = {}
     event: msgspec.Raw = msgspec.Raw(b"{}")
     show_values: bool = False
+    kind: Literal["user", "group"] = "user"
     cursor: str = ""
+    group: str = ""
     documents: tuple[dict[str, Any], ...] = ()
     version: str = ""
 
@@ -75,9 +80,11 @@ async def answer(served: Served, body: bytes) -> bytes:
         case "plan":
             return msgspec.json.encode(await _plan(served, question))
         case "list":
-            return msgspec.json.encode(await list_accounts(served, question.cursor))
+            return msgspec.json.encode(await list_accounts(served, question.cursor, question.kind))
+        case "members":
+            return msgspec.json.encode(await list_members(served, question.group, question.cursor))
         case "expect":
-            return msgspec.json.encode(await expectations(served, question.documents))
+            return msgspec.json.encode(await expectations(served, question.documents, question.kind))
         case "configuration":
             return msgspec.json.encode(await configuration(served))
         case "configure":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,26 @@ Build = Callable[..., tuple[Connector[Any, Any], HttpClient | None]]
 CREDENTIAL_WARN_DAYS = (30, 14, 7, 1, 0)
 """Days before a credential's end at which the log says so once each; 0 is the end itself."""
 DAY_S = 86_400.0
+
+
+class Calls(Struct):
+    """How many calls to products were made, repeats and token requests included."""
+
+    calls: int = 0
+
+
+_counted: ContextVar[Calls | None] = ContextVar("counted", default=None)
+
+
+@contextmanager
+def counting_calls() -> Iterator[Calls]:
+    """Count the calls to products that are made within, by this task and those it starts."""
+    counted = Calls()
+    before = _counted.set(counted)
+    try:
+        yield counted
+    finally:
+        _counted.reset(before)
 
 
 class Served:
@@ -62,6 +84,9 @@ class Served:
 
         async def hook(ctx: Delivery | None) -> None:
             await before_call(self.limit)
+            counted = _counted.get()
+            if counted is not None:
+                counted.calls += 1
 
         self.connector, self._http = build(configured.connector, self.settings, before_call=hook, paced=False)
         self._spec = self.connector.spec_for(self.settings)
@@ -82,6 +107,11 @@ class Served:
         if self._shadow is None:
             self._shadow = self.rehearsing()
         return self._shadow
+
+    @property
+    def base_url(self) -> str:
+        """Where the product's calls go; "" when nobody is called."""
+        return self._http.base_url if self._http is not None else ""
 
     @property
     def spec(self) -> Spec:
