@@ -48,6 +48,8 @@ IMAGINED_PAGES_MAX = 10
 DIGITS_MAX = 15
 """ITU-T E.164 section 6: fifteen digits at most, country code included."""
 OVERRIDES_MAX = 10_000
+APPROVAL_MAX_S = 86_400.0
+"""The product works requests off once a day; one that is older needs a person."""
 
 Extension = Literal["reject", "drop"]
 Code = Literal["missing", "not_a_number", "extension", "no_country", "impossible"]
@@ -669,6 +671,7 @@ class TeleMessage(Connector[Settings, Account]):
                 f"{TITLE} has taken the request and approves it in its daily run",
                 on="approval",
                 code="pending",
+                wait_max_s=APPROVAL_MAX_S,
                 account_id=account_id,
                 observed_active=False,
             )

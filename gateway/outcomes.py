@@ -27,6 +27,7 @@ from gateway.lifecycle import (
     settle,
 )
 from gateway.visibility import shown_keys
+from gateway.waits import judged
 from schemas.config import TargetSettings
 from schemas.events import Outcome
 from schemas.logs import logger
@@ -105,10 +106,13 @@ class Outcomes:
         if row is None or row.target != outcome.target:
             return Folded()
         now = self.clock.now()
+        if outcome.notes:
+            ledger.take_notes(row, outcome.notes, by=outcome.worker, at=now)
         settings = self.targets().get(row.target) or TargetSettings(connector="")
         was, in_flight = row.state, row.in_flight
         if outcome.blocked_on == SHADOW and not settings.shadow:  # a worker still rehearses: until it is started anew
             outcome = msgspec.structs.replace(outcome, retry_after_s=SHADOW_OVER_LOOK_S)
+        outcome = judged(row, outcome, now)
         try:
             effects = settle(
                 row,

@@ -104,6 +104,7 @@ class Blocked(ConnectorError):
     Args:
         on: what is awaited, e.g. `role:Wizard`, `licence`, `approval`.
         retry_after_s: when to look again; None leaves it to the gateway (growing intervals).
+        wait_max_s: after so long the change is a dead letter; None waits for ever.
         account_id: the account, when it exists already although not yet as wished.
         observed_active: what the product shows as `active` when that differs from the wish.
     """
@@ -119,12 +120,14 @@ class Blocked(ConnectorError):
         attribute: str | None = None,
         names: Sequence[str] = (),
         retry_after_s: float | None = None,
+        wait_max_s: float | None = None,
         account_id: str | None = None,
         observed_active: bool | None = None,
     ) -> None:
         super().__init__(message, code=code, attribute=attribute, names=names)
         self.on = on
         self.retry_after_s = retry_after_s
+        self.wait_max_s = wait_max_s
         self.account_id = account_id
         self.observed_active = observed_active
 

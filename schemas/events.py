@@ -54,6 +54,22 @@ def split_identity(text: str) -> tuple[str, str]:
     return attribute, value
 
 
+class Note(Struct, frozen=True, omit_defaults=True):
+    """Something about a resource that stays so after the delivery: later deliveries are told, operators can list it.
+
+    Args:
+        code: stable snake_case name, e.g. `invited`.
+        message: one sentence for an operator; no person's values.
+        subject: what it is about beyond the resource, e.g. an object id of Entra.
+        holds: false: it is not so any more.
+    """
+
+    code: str
+    message: str = ""
+    subject: str = ""
+    holds: bool = True
+
+
 class ProvisioningEvent(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One wish of Entra for one resource, complete; never a difference, so that it can be applied at any time.
 
@@ -74,6 +90,7 @@ class ProvisioningEvent(Struct, frozen=True, omit_defaults=True, kw_only=True):
             delivery was made; one that is missing has no account yet. Members of a group bring theirs along themselves.
         shadow: only rehearse this: the target is in shadow mode (`connectors/rehearsal.py`).
         created_by_us: whether `account_id` was created by a delivery of ours; None when nobody knows.
+        notes: codes of what earlier deliveries of this resource noted and what still holds.
         traceparent: W3C trace context of the request that asked for this, or one of our own.
     """
 
@@ -97,6 +114,7 @@ class ProvisioningEvent(Struct, frozen=True, omit_defaults=True, kw_only=True):
     changed: tuple[str, ...] = ()
     accounts: dict[str, str] = {}
     created_by_us: bool | None = None
+    notes: tuple[str, ...] = ()
     traceparent: str = ""
     shadow: bool = False
     txn: str = ""
@@ -180,10 +198,12 @@ class Outcome(Struct, frozen=True, omit_defaults=True, kw_only=True):
         sightings: accounts seen under the event's `lookup` identities.
         watched: accounts seen under its `watch` identities; reported only, never linked (delivery rule R3).
         ambiguous: the product may have acted although no answer came.
-        note: `already` (nothing had to be done), `dropped`, or "".
+        note: `already` (nothing had to be done), `ignored` (the product is not told on purpose), or "" (vendor rule A13).
+        notes: what this delivery found to be so, or not to be so any more, whatever it came to.
         ignored: attributes the product cannot hold, by SCIM path.
         account_keys: the product's own natural keys after normalization, for filters that use another spelling.
         observed_active: what the product shows when it differs from the wish.
+        wait_max_s: how long a blocked change may wait before it becomes a dead letter; None: for ever.
         unresolved: resources without an account yet that the connector asked for; the rest was applied without them.
         connection: true when the failure counts against the target's health.
     """
@@ -206,6 +226,7 @@ class Outcome(Struct, frozen=True, omit_defaults=True, kw_only=True):
     watched: tuple[Sighting, ...] = ()
     ambiguous: bool = False
     note: str = ""
+    notes: tuple[Note, ...] = ()
     ignored: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     account_keys: tuple[str, ...] = ()
@@ -214,6 +235,7 @@ class Outcome(Struct, frozen=True, omit_defaults=True, kw_only=True):
     reason: Reason | None = None
     blocked_on: str | None = None
     retry_after_s: float | None = None
+    wait_max_s: float | None = None
     steps: tuple[Step, ...] = ()
     worker: str = ""
     started_at: float = 0.0

@@ -82,6 +82,7 @@ class Report(msgspec.Struct, kw_only=True):
     ambiguous: bool = False
     blocked_on: str | None = None
     retry_after_s: float | None = None
+    wait_max_s: float | None = None
     observed_active: bool | None = None
 
 
@@ -119,6 +120,7 @@ async def deliver(
     ctx.idempotency_key = event.message_id
     ctx.accounts = dict(event.accounts)
     ctx.created_by_us = event.created_by_us
+    ctx.notes = frozenset(event.notes)
     ctx.traceparent = event.traceparent
     report = Report(account_id=event.account_id)
     gave_up = False
@@ -164,6 +166,8 @@ async def deliver(
         sightings=tuple(report.sightings),
         watched=tuple(report.watched),
         ambiguous=report.ambiguous,
+        note=_note_of(report, ctx),
+        notes=tuple(ctx.noted),
         ignored=report.ignored,
         warnings=tuple(ctx.warnings),
         account_keys=report.account_keys,
@@ -172,6 +176,7 @@ async def deliver(
         reason=report.reason,
         blocked_on=report.blocked_on,
         retry_after_s=report.retry_after_s,
+        wait_max_s=report.wait_max_s,
         steps=tuple(ctx.steps),
         worker=worker,
         started_at=started_at,
@@ -347,6 +352,15 @@ def _sightings(found: Sequence[Found]) -> list[Sighting]:
     return [Sighting(identity=entry.identity, account_id=entry.account_id) for entry in found if not entry.conflict]
 
 
+def _note_of(report: Report, ctx: Delivery) -> str:
+    """How applying a wish came to be without a write (vendor rule A13); "" when there was one."""
+    if report.result is not Result.APPLIED:
+        return ""
+    if ctx.not_told:
+        return "ignored"
+    return "" if _some_write_succeeded(ctx) else "already"
+
+
 def _some_write_succeeded(ctx: Delivery) -> bool:
     return any(step.method not in _READS and 200 <= step.status < 300 for step in ctx.steps)
 
@@ -376,6 +390,7 @@ def _judge(exc: ConnectorError, report: Report) -> None:
             report.result = Result.BLOCKED
             report.blocked_on = exc.on
             report.retry_after_s = exc.retry_after_s
+            report.wait_max_s = exc.wait_max_s
             report.account_id = exc.account_id or report.account_id
             report.created = exc.account_id is not None and report.created
             report.observed_active = exc.observed_active

@@ -1,0 +1,115 @@
+"""A wish that was acknowledged waits for a name the product does not have; a wait with a bound ends."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from schemas.events import Reason
+from schemas.states import Result, State
+from tests.gateway.engine import Engine
+from tests.simulation.books import MemoryBooks, SqlBooks
+
+NO_ROLE = Reason(code="unknown_role", message="There is no role 'Wizard'.", attribute="roles", names=("Wizard",))
+PENDING = Reason(code="pending", message="The request is approved in the daily run")
+DAY_S = 86_400.0
+
+
+@pytest.fixture
+def engine(ledger_store: MemoryBooks | SqlBooks) -> Engine:
+    """A gateway's engine; writes are answered at once."""
+    made = Engine(ledger_store)
+    made.serving = False
+    made.set(window=100)
+    return made
+
+
+async def test_a_wish_that_was_acknowledged_waits_for_an_unknown_name_and_is_applied_when_it_appears(
+    engine: Engine,
+) -> None:
+    """Reliability section 6, config: blocked on the name, looked at again by itself, at growing intervals of 15 min at most."""
+    await engine.post("ada")
+    await engine.idle()
+    waits = []
+    for _ in range(14):
+        await engine.report("r1", Result.REJECTED, reason=NO_ROLE)
+        row = engine.row("r1")
+        assert (row.state, row.blocked_on, row.account_id) == (State.BLOCKED, "role:Wizard", None)
+        waits.append(row.next_at - engine.clock.time)
+        await engine.sweep(waits[-1])
+    assert waits == sorted(waits)
+    assert (waits[0], waits[-1]) == (2.0, 900.0)
+    assert engine.bus.dead == []
+
+    await engine.report("r1")
+
+    row = engine.row("r1")
+    assert (row.state, row.blocked_on, row.reason) == (State.APPLIED, None, None)
+
+
+async def test_an_unknown_name_is_told_while_entra_waits_and_a_newer_wish_goes_before_it(engine: Engine) -> None:
+    """Reliability section 6: refused like anything permanent as long as nobody was told success; T6: the newest wish is sent."""
+    engine.serving = True
+    asked = asyncio.ensure_future(engine.post("ada"))
+    await engine.waiters.reached(1)
+    await engine.idle()
+    await engine.report("r1", Result.REJECTED, reason=NO_ROLE)
+    refused = (await asked).error
+    assert refused is not None
+    assert (refused.status, engine.row("r1").state) == (400, State.REJECTED)
+
+    engine.serving = False
+    await engine.post("bob")
+    await engine.idle()
+    await engine.patch("r2", title="Chief")
+    await engine.report("r2", Result.REJECTED, reason=NO_ROLE)
+    assert engine.event("r2").generation == 2, "the newer wish is not held up by the older one's name"
+
+
+async def test_a_refused_rename_with_an_unknown_role_keeps_the_confirmed_name(engine: Engine) -> None:
+    """I5: nothing was written, so the account is still known by what was confirmed."""
+    row = await engine.applied("ada")
+    await engine.patch(row.id, userName="bob")
+    await engine.report(row.id, Result.REJECTED, reason=NO_ROLE, account_id=row.account_id)
+
+    after = engine.row(row.id)
+    assert (after.state, after.settled_identities, after.account_id) == (
+        State.BLOCKED,
+        row.settled_identities,
+        row.account_id,
+    )
+
+
+async def test_a_wait_with_a_bound_ends_as_a_dead_letter_and_a_redrive_begins_it_anew(engine: Engine) -> None:
+    """Vendor page 3.3, `pending`: polled at growing intervals for 24 h, then a dead letter with what to do."""
+    await engine.post("ada")
+    await engine.idle()
+    await engine.report("r1", Result.RETRY, reason=Reason(code="unavailable", message="down"))
+    await engine.sweep(60.0)
+    began = engine.clock.time
+    polls = 0
+    while engine.row("r1").state is not State.DEAD:
+        await engine.report(
+            "r1", Result.BLOCKED, reason=PENDING, blocked_on="approval", account_id="u-1", wait_max_s=DAY_S
+        )
+        polls += 1
+        assert polls < 200
+        if engine.row("r1").state is State.BLOCKED:
+            await engine.sweep(engine.row("r1").next_at - engine.clock.time)
+    assert DAY_S <= engine.clock.time - began <= DAY_S + 900.0
+    assert 90 < polls < 120
+
+    row = engine.row("r1")
+    assert row.reason is not None
+    assert (row.reason.code, row.account_id, engine.bus.dead) == ("exhausted", "u-1", ["r1"])
+    assert "24 h for the product's approval" in row.reason.message
+
+    await engine.patch("r1", title="Chief")
+    await engine.idle()
+    await engine.report("r1", Result.BLOCKED, reason=PENDING, blocked_on="approval", account_id="u-1", wait_max_s=DAY_S)
+    assert engine.row("r1").state is State.BLOCKED
+
+    await engine.patch("r1", title="President")
+    await engine.idle()
+    assert engine.event("r1").generation == 3, "what the product approves is not what an operator approves"
