@@ -109,6 +109,8 @@ class Dispatcher:
         except InvariantBroken as exc:
             stop(row, str(exc))
             return None
+        if row.body is not None and row.fence > 1 and (notes := ledger.notes_of(row.id)):
+            row.body = encode(msgspec.structs.replace(decode_event(row.body), notes=tuple(notes)))
         if row.body is not None and self.targets()[row.target].shadow:
             row.body = encode(msgspec.structs.replace(decode_event(row.body), shadow=True))
         if effects:

@@ -26,7 +26,7 @@ from gateway.lifecycle import (
     make_dirty,
 )
 from gateway.patch import MemberChange
-from schemas.events import Outcome
+from schemas.events import Note, Outcome
 
 SHADOW_LEFT_MAX = 1_000
 """Changes that one job gives back after shadow mode: few enough that no request notices it."""
@@ -76,6 +76,12 @@ class Ledger(Others, Protocol):
 
     def record_attempt(self, outcome: Outcome) -> bool:
         """Record one report; False when it was recorded before."""
+
+    def notes_of(self, resource: str) -> Sequence[str]:
+        """Codes of what earlier deliveries noted about a resource and what still holds, in alphabetical order."""
+
+    def take_notes(self, row: Row, notes: Sequence[Note], *, by: str, at: float) -> None:
+        """Keep what a delivery or a person noted about a resource that is in the store, in order."""
 
     def in_flight(self, target: str) -> int:
         """Deliveries of a target that are out."""

@@ -48,6 +48,18 @@ class AttemptRecord(Struct, frozen=True, kw_only=True):
     remarks: msgspec.Raw
 
 
+class NoteRecord(Struct, frozen=True):
+    """What was noted about a resource: by which worker or person, since when, when last, and how often."""
+
+    code: str
+    message: str
+    subject: str
+    noted_by: str
+    first_at: float
+    last_at: float
+    times: int
+
+
 class TargetRecord(Struct, frozen=True, kw_only=True):
     """A target's runtime state and what its connector announced (`spec` is the JSON of a `schemas.specs.Spec`)."""
 

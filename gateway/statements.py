@@ -25,6 +25,7 @@ from gateway.tables import (
     KEY,
     KEYS,
     MEMBERSHIP,
+    NOTE,
     OPEN_MEMBERSHIP,
     READ_COLUMNS,
     RESOURCE,
@@ -408,12 +409,34 @@ class Statements:
         clauses["erase_resource"] = sa.delete(RESOURCE).where(r.id == _p("row_id")).returning(r.id)
         clauses["erase_events"] = sa.delete(EVENT).where(e.resource_id == _p("row_id"))
         clauses["erase_attempts"] = sa.delete(ATTEMPT).where(a.resource_id == _p("row_id"))
+        self._notes(clauses)
 
     def __getitem__(self, name: str) -> Statement:
         ready = self._ready.get(name)
         if ready is None:
             ready = self._ready[name] = Statement(self._clauses[name], self._dialect, self._columns.get(name))
         return ready
+
+    def _notes(self, clauses: dict[str, Any]) -> None:
+        """What deliveries noted about resources; those of deleted ones are nobody's concern."""
+        n, r = NOTE.c, RESOURCE.c
+        clauses["notes_of"] = sa.select(n.code).where(n.resource_id == _p("id")).order_by(n.code)
+        put = self._insert(NOTE)
+        renewed = {name: put.excluded[name] for name in ("message", "subject", "noted_by", "last_at")}
+        clauses["put_note"] = put.on_conflict_do_update(
+            index_elements=["resource_id", "code"], set_={**renewed, "times": n.times + put.excluded.times}
+        )
+        self._columns["put_note"] = _names(NOTE)
+        clauses["drop_note"] = sa.delete(NOTE).where(n.resource_id == _p("row_id"), n.code == _p("note_code"))
+        alive = sa.and_(n.target == _p("target"), r.id == n.resource_id, r.deleted.is_(sa.false()))
+        clauses["note_counts"] = sa.select(n.code, sa.func.count()).where(alive).group_by(n.code).order_by(n.code)
+        about = (n.code, n.message, n.subject, n.noted_by, n.first_at, n.last_at, n.times)
+        clauses["notes"] = (
+            sa.select(*READ_COLUMNS, *about)
+            .where(alive, n.code == _p("code"), r.seq > _p("after", sa.Integer))
+            .order_by(r.seq)
+            .limit(_p("limit", sa.Integer))
+        )
 
     def _memberships(self, clauses: dict[str, Any]) -> None:
         """Members of groups, wished and settled; `members` is a JSON list of ids, so that one statement takes any number."""

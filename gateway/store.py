@@ -37,6 +37,7 @@ from gateway.records import (
     DeadCause,
     EventRecord,
     KeyRecord,
+    NoteRecord,
     Purged,
     TargetRecord,
 )
@@ -67,7 +68,7 @@ from gateway.writer import (
     StoreUnavailable,
     Writer,
 )
-from schemas.events import Outcome
+from schemas.events import Note, Outcome
 from schemas.resources import Member
 from schemas.states import Change, Circuit, Result, State
 
@@ -539,6 +540,27 @@ class Transaction(protocol.Ledger):
         )
         return recorded is not None
 
+    def notes_of(self, resource: str) -> Sequence[str]:
+        return [str(code) for (code,) in self._db.rows("notes_of", id=resource)]
+
+    def take_notes(self, row: Row, notes: Sequence[Note], *, by: str, at: float) -> None:
+        for one in notes:
+            if one.holds:
+                self._db.do(
+                    "put_note",
+                    resource_id=row.id,
+                    code=without_nul(one.code),
+                    target=row.target,
+                    message=without_nul(one.message),
+                    subject=without_nul(one.subject),
+                    noted_by=without_nul(by),
+                    first_at=at,
+                    last_at=at,
+                    times=1,
+                )
+            else:
+                self._db.do("drop_note", row_id=row.id, note_code=without_nul(one.code))
+
     # ---- who is next
 
     def in_flight(self, target: str) -> int:
@@ -956,6 +978,22 @@ class Reader:
             values["remarks"] = _raw(values["remarks"], b"{}")
             attempts.append(AttemptRecord(**values))
         return events, attempts
+
+    def notes_of(self, resource: str) -> list[str]:
+        """Codes of what is noted about a resource."""
+        return [str(code) for (code,) in self._db.rows("notes_of", id=resource)]
+
+    def note_counts(self, target: str) -> dict[str, int]:
+        """How many resources of a target have which note; deleted ones do not count."""
+        return {str(code): int(count) for code, count in self._db.rows("note_counts", target=target)}
+
+    def notes(self, target: str, code: str, after: int, limit: int) -> list[tuple[int, Row, NoteRecord]]:
+        """Resources of a target with one note, in the order in which they were made, after the row of this number."""
+        found = self._db.rows("notes", target=target, code=code, after=after, limit=_bounded(limit))
+        first = SEQ_PLACE + 1
+        return [
+            (int(columns[SEQ_PLACE]), decode_row(columns[:first]), NoteRecord(*columns[first:])) for columns in found
+        ]
 
     def event(self, event_id: str) -> EventRecord | None:
         """One accepted generation by the id of its event, of any target; None when it never was or is past its retention."""

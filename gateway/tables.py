@@ -19,7 +19,7 @@ from gateway.visibility import is_visible
 from schemas.events import Reason
 from schemas.states import Change, State
 
-SCHEMA = "0007"
+SCHEMA = "0008"
 """The newest migration; older stores are brought up to it at start, newer ones are refused."""
 
 _Sequence = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
@@ -244,6 +244,25 @@ class Attempt(_Table, table=True):
     remarks: str | None
 
 
+class Note(_Table, table=True):
+    """What deliveries noted about a resource and what holds until they say otherwise; `times`: how often it was noted."""
+
+    __table_args__ = (
+        sa.Index("ix_note_target_code_resource_id", "target", "code", "resource_id"),
+        {"sqlite_with_rowid": False},
+    )
+
+    resource_id: str = Field(primary_key=True, foreign_key="resource.id", ondelete="CASCADE")
+    code: str = Field(primary_key=True)
+    target: str
+    message: str
+    subject: str
+    noted_by: str
+    first_at: float
+    last_at: float
+    times: int
+
+
 class Target(_Table, table=True):
     """Runtime state of a target, and what its connector last said about itself."""
 
@@ -406,7 +425,7 @@ class Mail(_Table, table=True):
 
 
 METADATA = _Table.metadata
-RESOURCE, IDENTITY, MEMBERSHIP, EVENT, ATTEMPT, TARGET, STREAM, KEY, ASSERTION, AUDIT = (
+RESOURCE, IDENTITY, MEMBERSHIP, EVENT, ATTEMPT, NOTE, TARGET, STREAM, KEY, ASSERTION, AUDIT = (
     METADATA.tables[name]
     for name in (
         "resource",
@@ -414,6 +433,7 @@ RESOURCE, IDENTITY, MEMBERSHIP, EVENT, ATTEMPT, TARGET, STREAM, KEY, ASSERTION, 
         "membership",
         "event",
         "attempt",
+        "note",
         "target",
         "stream",
         "access_key",

@@ -20,7 +20,6 @@ from nats.js.client import JetStreamContext
 from ulid import ULID
 
 from connectors.contract import Delivery
-from connectors.rehearsal import NOT_SENT
 from schemas import topology
 from schemas.events import (
     ACT_BEFORE_HEADER,
@@ -34,6 +33,7 @@ from schemas.events import (
     outcome_headers,
 )
 from schemas.logs import at_level, logger
+from schemas.plans import NOT_SENT
 from schemas.states import Result
 from workers.crashpoints import reached
 from workers.delivery import deliver
@@ -239,6 +239,7 @@ class Receiver:
             identities=event.identities,
             looked=ctx.ambiguous,
             ambiguous=not is_shadowed,
+            notes=() if is_shadowed else tuple(ctx.noted),
             reason=reason,
             steps=tuple(ctx.steps),
             worker=self._worker,

@@ -15,24 +15,21 @@ import msgspec
 from msgspec import Struct
 
 from connectors.contract import Delivery
-from connectors.rehearsal import Rehearsal, WouldCall, rehearsing
+from connectors.rehearsal import Rehearsal, rehearsing
 from schemas.errors import ConnectorError
-from schemas.events import Outcome, ProvisioningEvent, Reason, Step, encode
+from schemas.events import Outcome, ProvisioningEvent, Reason, encode
 from schemas.masking import mask_body, mask_id, mask_inside
+from schemas.plans import PLAN_BYTES_MAX, PLAN_S, Planned, WouldCall
 from schemas.states import SHADOW, Result
 from workers.delivery import Ownership, Steps, deliver
 from workers.targets import Served
 
 ROUNDS_MAX = 3
 """Deliveries of one rehearsal: as it is, and again with what was found."""
-PLAN_S = 20.0
-"""Longest rehearsal for an operator, whose gateway waits a little longer."""
 SHADOW_LOOK_S = 86_400.0
 """How long a rehearsed change rests before it is rehearsed again, as long as the target stays in shadow mode."""
 STEPS_MAX = 60
 """Calls of one shadowed delivery that are kept with it."""
-PLAN_BYTES_MAX = 600 * 1024
-"""Longest answer to an operator's plan, below what the bus carries in one message; what is beyond is counted."""
 _SETTLED = frozenset({Result.APPLIED, Result.FOUND, Result.REJECTED, Result.BLOCKED, Result.POISON})
 
 
@@ -48,38 +45,6 @@ class Rehearsed(Struct, frozen=True, kw_only=True):
     outcome: Outcome
     calls: tuple[WouldCall, ...]
     adopts: str | None = None
-
-
-class Planned(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A worker's answer to an operator's plan.
-
-    Args:
-        ok: the plan could be made; whether it would go well says `result`.
-        result: what the delivery would come to, in the worker's word.
-        account: the normalized account, in the connector's own shape; None when it was refused.
-        reads: calls that were really made.
-        calls: calls that would be made, in order; `left_out` counts those that did not fit.
-        adopts: the existing account that would be linked first, as it is shown; `adopts_id` is its real id, for the gateway.
-    """
-
-    ok: bool
-    code: str = ""
-    message: str = ""
-    result: str = ""
-    reason: Reason | None = None
-    account: Any = None
-    account_keys: tuple[str, ...] = ()
-    reads: tuple[Step, ...] = ()
-    calls: tuple[WouldCall, ...] = ()
-    left_out: int = 0
-    adopts: str | None = None
-    adopts_id: str | None = None
-    adopt: str = "always"
-    seen: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    blocked_on: str | None = None
-    masked: bool = True
 
 
 class _Anybody:
@@ -172,7 +137,14 @@ def shadowed(done: Rehearsed, event: ProvisioningEvent) -> Outcome:
     documents = (msgspec.json.decode(event.document),)
     steps = [*outcome.steps, *(call.step(documents) for call in done.calls)][:STEPS_MAX]
     plain = msgspec.structs.replace(
-        outcome, account_id=None, created=False, ambiguous=False, sightings=(), observed_active=None, steps=tuple(steps)
+        outcome,
+        account_id=None,
+        created=False,
+        ambiguous=False,
+        sightings=(),
+        observed_active=None,
+        notes=(),
+        steps=tuple(steps),
     )
     if outcome.result not in _SETTLED:
         return plain
@@ -245,6 +217,8 @@ async def plan(event: ProvisioningEvent, served: Served, *, show_values: bool, n
         else tuple(mask_id(key, documents) for key in outcome.account_keys),
         reads=tuple(ctx.steps[:STEPS_MAX]),
         calls=calls,
+        base_url=served.base_url,
+        created=outcome.created,
         adopts=named(done.adopts) if done.adopts else None,
         adopts_id=done.adopts,
         adopt=served.configured.adopt,

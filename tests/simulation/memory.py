@@ -16,7 +16,7 @@ from gateway.ledger import SHADOW_LEFT_MAX, Keys, Tally
 from gateway.lifecycle import Doubts, MemberSteps, Referred, Row, TargetRow, Wish, refer
 from gateway.patch import MemberChange
 from gateway.visibility import is_visible
-from schemas.events import Outcome
+from schemas.events import Note, Outcome
 from schemas.resources import Member
 from schemas.states import SHADOW, Change, Result, State
 from schemas.topology import SETTLE_S
@@ -54,6 +54,7 @@ class Memory:
         self.targets: dict[str, TargetRow] = {}
         self.known: dict[str, str] = {}
         self.members: dict[str, dict[str, list[bool]]] = defaultdict(dict)
+        self.notes: dict[str, set[str]] = defaultdict(set)
         self.audits: list[tuple[str, str]] = []
         self.violations: list[str] = []
 
@@ -180,6 +181,13 @@ class MemoryLedger:
         self.m.attempts[outcome.id] = outcome
         self.m.recent.append(outcome)
         return True
+
+    def notes_of(self, resource: str) -> Sequence[str]:
+        return sorted(self.m.notes[resource])
+
+    def take_notes(self, row: Row, notes: Sequence[Note], *, by: str, at: float) -> None:
+        for one in notes:
+            (self.m.notes[row.id].add if one.holds else self.m.notes[row.id].discard)(one.code)
 
     # dispatcher
     def in_flight(self, target: str) -> int:
