@@ -267,7 +267,7 @@ def address_findings(settings: Settings) -> list[Finding]:
         Finding(
             level="warning",
             code="development_host",
-            message=f"{DEVELOPMENT_HOST} is the vendor's development host from its sample; set namespace instead (B6).",
+            message=f"{DEVELOPMENT_HOST} is the vendor's development host from its sample; set namespace instead.",
         )
     ]
 
@@ -361,6 +361,9 @@ class Babelforce(Connector[Settings, Account]):
 
     async def check(self) -> list[Finding]:
         """Token, the integration's user, role names, and for the target scim the configuration document."""
+        differing = await self._configured() if self.settings.target == "scim" else []
+        if [finding.level for finding in differing] == ["error"]:
+            return differing  # nobody is served before that is mended, so there is nothing else to find out
         findings = [await self._own_user()]
         findings += address_findings(self.settings)
         offered = await self._offered(None) if self.settings.target == "rest" else []
@@ -373,18 +376,22 @@ class Babelforce(Connector[Settings, Account]):
             for role in MANAGED_ROLES
             if offered and role not in offered
         ]
-        if self.settings.target == "scim":
-            wanted = configuration_document(self.settings.default_roles)
-            findings += [
-                Finding(
-                    level="warning",
-                    code="configuration_differs",
-                    message=f"SCIM configuration: {one.path} is {one.held!r} and must be {one.wanted!r} (B4); see what "
-                    "differs, and write it, with: provgate connector configure TARGET",
-                )
-                for one in difference(await read_configuration(self.http), wanted)
-            ]
-        return findings
+        return findings + differing
+
+    async def _configured(self) -> list[Finding]:
+        """Where the configuration document differs (B4); an error where nothing can work, because SCIM itself is switched off."""
+        wanted = configuration_document(self.settings.default_roles)
+        differing = difference(await read_configuration(self.http), wanted)
+        if not differing:
+            return []
+        settings = "; ".join(f"{one.path} is {one.held!r} and must be {one.wanted!r}" for one in differing)
+        return [
+            Finding(
+                level="error" if any(one.path == "features.scim" for one in differing) else "warning",
+                code="configuration_differs",
+                message=f"SCIM configuration of {TITLE}: {settings}. Write it with: provgate connector configure TARGET --write",
+            )
+        ]
 
     async def read_configuration(self) -> dict[str, Any]:
         """The SCIM configuration document (B3); only the target scim has any use for it."""
@@ -474,13 +481,13 @@ class Babelforce(Connector[Settings, Account]):
             return Finding(
                 level="warning",
                 code="no_integration_user",
-                message=f"{TITLE} accepts the token but has no user integration_user; make one for this integration (B1).",
+                message=f"{TITLE} accepts the token but has no user integration_user; make one for this integration.",
             )
         if not enabled:
             return Finding(
                 level="warning",
                 code="integration_user_disabled",
-                message=f"The user integration_user is disabled in {TITLE}; its token may end with it (B1, B2).",
+                message=f"The user integration_user is disabled in {TITLE}; its token may end with it.",
             )
         return Finding(level="ok", code="reachable", message=f"{TITLE} accepts the token.")
 

@@ -457,27 +457,38 @@ def probe(name: Annotated[str, Parameter(help="Name of the target.")], /, *, acc
 
 @_app.command(
     help_epilogue="Examples:\n  provgate plan talkdesk-eu ada@contoso.example\n"
-    "  provgate plan sofa --file user.json --json\n  provgate plan sofa ada@contoso.example --delete"
+    "  provgate plan talkdesk-eu ada@contoso.example --inactive\n"
+    "  provgate plan sofa Sales --group --delete\n"
+    "  provgate plan sofa --file user.json --json\n"
+    "Exit codes: 0 it would go well, 1 it would be refused, 2 used wrongly or nobody of that name, "
+    "3 the gateway, a worker or the product does not answer."
 )
 def plan(
     target: Annotated[str, Parameter(help="Name of the target.")],
-    who: Annotated[str | None, Parameter(help="Any id of a stored user: resource id, userName, externalId.")] = None,
+    who: Annotated[
+        str | None,
+        Parameter(help="Any id of a stored user or group: resource id, userName, displayName, externalId."),
+    ] = None,
     /,
     *,
-    file: Annotated[Path | None, Parameter(help="A SCIM user in JSON, in place of a stored one.")] = None,
+    file: Annotated[Path | None, Parameter(help="A SCIM user or group in JSON, in place of a stored one.")] = None,
+    group: Annotated[
+        bool, Parameter(negative=(), help="Only a group is meant, where a user has the same name.")
+    ] = False,
     delete: Annotated[bool, Parameter(negative=(), help="Plan the deletion.")] = False,
-    inactive: Annotated[bool, Parameter(negative=(), help="Plan the deactivation.")] = False,
+    inactive: Annotated[bool, Parameter(negative=(), help="Plan the deactivation of a user.")] = False,
     show_values: Annotated[bool, Parameter(negative=(), help="Do not mask values; this is recorded.")] = False,
     reason: Annotated[str, Parameter(help="Why values are shown, for the record.")] = "",
     access: Access = HERE,
 ) -> int:
-    """What would be called at the product for one user, without writing anything there; 1 when it would be refused."""
+    """Print the calls the product would get for one user or group, members included; nothing is written there."""
     if (who is None) == (file is None):
-        raise Failure("name either a stored user or a document with --file", WRONG_USE)
+        raise Failure("name either a stored user or group, or a document with --file", WRONG_USE)
     if delete and inactive:
         raise Failure("--delete and --inactive exclude each other", WRONG_USE)
     order: dict[str, Any] = {
         "who": who,
+        "group": group,
         "delete": delete,
         "inactive": inactive,
         "show_values": show_values,
@@ -499,7 +510,7 @@ def _document_in(path: Path) -> dict[str, Any]:
     except ValueError as exc:
         raise Failure(f"{path} is not JSON: {exc}", WRONG_USE) from exc
     if not isinstance(document, dict):
-        raise Failure(f"{path} must hold one SCIM user", WRONG_USE)
+        raise Failure(f"{path} must hold one SCIM user or group", WRONG_USE)
     return document
 
 
@@ -950,7 +961,7 @@ def configure(
         _show(access, answer, lambda terminal: terminal.configuration(answer))
         return FINE if answer["fine"] else NOT_FINE
     if not access.as_json:
-        _show(access, answer, lambda terminal: terminal.configuration(answer))
+        _show(access, answer, lambda terminal: terminal.configuration(answer, writing=True))
     if asks and input(f"Write these settings at {answer['product']}? [y/N] ").strip().casefold() not in ("y", "yes"):
         print("Nothing was written.")
         return NOT_FINE

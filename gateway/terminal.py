@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,10 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.explanations import counted, duration, moment
+from schemas.plans import NOT_SENT
 
 WIDTH_WITHOUT_TERMINAL = 100
-NOT_SENT = "not_sent"
-"""What stands in place of an error at a call that was only rehearsed."""
 KEY_SOON_DAYS = 60
 KEY_URGENT_DAYS = 14
 NAME_WHOLE_CHARS_MAX = 16
@@ -82,7 +81,7 @@ def status(answer: Mapping[str, Any]) -> RenderableType:
     """The sentence, a line per target, and what waits and why."""
     now = answer["at"]
     parts: list[RenderableType] = [plain(answer["sentence"], "bold green" if answer["fine"] else "bold")]
-    parts += [*_overload(answer.get("overload"), now), Text("")]
+    parts += [*_overload(answer.get("overload"), now), *_refused_config(answer.get("config_problems", ())), Text("")]
     if answer["targets"]:
         parts.append(target_lines(answer["targets"], now))
     for target in answer["targets"]:
@@ -104,6 +103,16 @@ def status(answer: Mapping[str, Any]) -> RenderableType:
     if answer["waiting"]:
         parts += [Text("\nWhat waits, and why", style="bold"), waiting(answer["waiting"], now)]
     return Group(*parts)
+
+
+def _refused_config(problems: Sequence[str]) -> list[Text]:
+    """What keeps the configuration file from counting; nothing when it does."""
+    if not problems:
+        return []
+    first = plain(
+        "The configuration file has mistakes; what it said before is in force until they are corrected.", "yellow"
+    )
+    return [first, *(plain(f"  {problem}") for problem in problems)]
 
 
 def _overload(overload: Mapping[str, Any] | None, now: float) -> list[Text]:
@@ -512,8 +521,8 @@ def _clock(at: Any) -> str:
 # ---- settings that a product keeps
 
 
-def configuration(view: Mapping[str, Any]) -> RenderableType:
-    """What differs from what is needed, and what was changed just now."""
+def configuration(view: Mapping[str, Any], *, writing: bool = False) -> RenderableType:
+    """What differs from what is needed, and what was changed just now. `writing`: it is about to be written anyway."""
     changed, differing = view["changed"], view["differences"]
     parts: list[RenderableType] = []
     for rows, head in ((changed, "Written"), (differing, "Differs")):
@@ -525,7 +534,7 @@ def configuration(view: Mapping[str, Any]) -> RenderableType:
     if view["fine"]:
         again = "Read again: " if changed else ""
         parts.append(plain(f"{again}all settings are as they must be.".capitalize(), "green"))
-    elif not changed:
+    elif not changed and not writing:
         parts.append(plain(f"Write it with: provgate connector configure {view['target']} --write", "yellow"))
     return Group(*parts)
 
@@ -538,23 +547,28 @@ def _setting(value: Any) -> str:
 
 
 _WOULD = {
-    "apply": "green",
-    "adopt": "green",
-    "nothing": "bright_black",
-    "wait": "yellow",
-    "refuse": "red",
-    "unknown": "red",
+    "create": ("green", "would be made"),
+    "update": ("green", "would be changed"),
+    "enable": ("green", "would be switched on"),
+    "disable": ("yellow", "would be switched off"),
+    "delete": ("yellow", "would be removed"),
+    "adopt": ("green", "would be linked"),
+    "nothing": ("bright_black", "nothing to do"),
+    "wait": ("yellow", "would wait"),
+    "refuse": ("red", "would be refused"),
+    "unknown": ("red", "not known"),
 }
 
 
 def plan(view: Mapping[str, Any]) -> RenderableType:
-    """What would be done for one person: the verdict, the normalized account, the calls in order, and remarks."""
-    who = view["resource"] or "a document that is not stored"
-    head = Text.assemble(
-        plain(f"Plan for {view['target']}, {view['change']} of {who}: "),
-        plain(view["would"], f"bold {_WOULD[view['would']]}"),
-    )
+    """What would be done for one user or group: the verdict, the normalized account, the calls in order, and remarks."""
+    who = f"{view['kind']} {view['resource']}" if view["resource"] else f"a {view['kind']} that is not stored"
+    style, verdict = _WOULD[view["would"]]
+    head = Text.assemble(plain(f"{view['target']}, {who}: "), plain(verdict, f"bold {style}"))
     parts: list[RenderableType] = [head, Padding(plain(view["sentence"]), (0, 0, 0, 2))]
+    if not view["due"]:
+        said = "All that Entra asked for is applied; this is what applying it again would do."
+        parts.append(Padding(plain(said, "bright_black"), (0, 0, 0, 2)))
     if view["shadow"]:
         parts.append(
             Padding(plain("The target is in shadow mode, so nothing is sent anyway.", "magenta"), (0, 0, 0, 2))
@@ -571,11 +585,13 @@ def plan(view: Mapping[str, Any]) -> RenderableType:
         parts.append(Padding(plain(f"Links the existing account {view['adopts']}."), (1, 0, 0, 0)))
     if isinstance(view["account"], Mapping) and view["account"]:
         table = _table("Attribute", "Value")
-        for name, value in view["account"].items():
+        for name, value in _flat(view["account"]):
             _row(table, name, _compact(value))
         parts += [Text("\nNormalized account", style="bold"), table]
     if view["calls"]:
-        parts += [Text("\nCalls, in order; none was sent", style="bold"), _would_calls(view["calls"])]
+        where = f" to {view['base_url']}" if view["base_url"] else ""
+        parts.append(plain(f"\nCalls{where}, in order; none was sent", "bold"))
+        parts += [_would_call(number, call) for number, call in enumerate(view["calls"], start=1)]
     if view["left_out"]:
         parts.append(plain(f"and {counted(view['left_out'], 'call')} more, left out of this answer", "bright_black"))
     if view["ignored"]:
@@ -594,21 +610,38 @@ def plan(view: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
+def _flat(account: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The attributes of an account that hold something, those within others by their whole path."""
+    for name, value in account.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{name}.")
+        elif value not in (None, "", []):
+            yield f"{above}{name}", value
+
+
 def _compact(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _would_calls(calls: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("#", "Call", "Body", right=("#",))
-    for number, call in enumerate(calls, start=1):
-        cell: list[RenderableType] = [plain(f"{call['method']} {call['url']}", "bold")]
-        if call["url"] != call["path"]:
-            cell.append(plain(call["path"], "bright_black"))
-        for name, value in {**call.get("query", {}), **call.get("headers", {})}.items():
-            cell.append(plain(f"{name}: {value}", "bright_black"))
-        body = call.get("body")
-        _row(table, number, Group(*cell), "-" if body is None else json.dumps(body, ensure_ascii=False, indent=1))
-    return table
+def _would_call(number: int, call: Mapping[str, Any]) -> RenderableType:
+    """One call as it would go out: method and address, headers, body."""
+    remark = "   (the product holds this already)" if call["same"] else ""
+    url = call["url"]
+    if call["query"]:
+        url += "?" + "&".join(f"{name}={value}" for name, value in call["query"].items())
+    lines: list[RenderableType] = [
+        Text.assemble(plain(f"{call['method']} {url}", "bold"), plain(remark, "bright_black"), overflow="fold")
+    ]
+    lines += [plain(f"{name}: {value}", "bright_black") for name, value in call["headers"].items()]
+    if call["body"] is not None:
+        body = plain(json.dumps(call["body"], ensure_ascii=False, indent=2))
+        body.overflow = "fold"
+        lines.append(body)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(justify="right", no_wrap=True, width=3)
+    table.add_column(overflow="fold")
+    table.add_row(Text(str(number)), Group(*lines))
+    return Padding(table, (0 if number == 1 else 1, 0, 0, 0))
 
 
 def shadow(view: Mapping[str, Any]) -> RenderableType:

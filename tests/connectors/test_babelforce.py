@@ -319,7 +319,7 @@ async def either(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Babelfor
     async with running(emulator) as url:
         yield emulator, url, request.param
     assert not emulator.violations, list(emulator.violations)
-    prefix = {"rest": "/api/v2/", "scim": "/auth/scim/v2/Users"}[request.param]
+    prefix = {"rest": "/api/v2/", "scim": "/auth/scim/v2/"}[request.param]
     assert all(call["path"].startswith(prefix) for call in emulator.recorded())
 
 
@@ -929,11 +929,16 @@ async def test_check_proves_the_token_and_finds_setup_mistakes_without_writing(e
 
 
 async def test_scim_that_is_not_switched_on_concerns_the_target(emulator: Any, token: Path) -> None:
-    """B3, B4, A9: refused until the document says scim."""
+    """B3, B4, A9: refused until the document says scim; the check says so, and with which command it is mended."""
     _, url = emulator
     async with connected(url, token, target="scim") as connector:
-        assert isinstance(await refusal(connector.check()), Misconfigured)
+        (error,) = [finding for finding in await connector.check() if finding.level == "error"]
+        assert error.code == "configuration_differs"
+        assert "features.scim is False" in error.message
+        assert "provgate connector configure TARGET --write" in error.message
         assert isinstance(await refusal(connector.create(wish("agent"), Delivery())), Misconfigured)
+        await connector.write_configuration()
+        assert [finding.code for finding in await connector.check()] == ["reachable"]
 
 
 async def test_check_reports_a_revoked_token(either: Any, token: Path) -> None:
