@@ -322,7 +322,8 @@ class Bearer:
 
     Args:
         secret: where it is kept; read at the first call, and again after a 401, so that a rotated file takes effect by itself.
-        scheme: text before the credential, `Bearer` unless the product wants another; "" sends the credential alone.
+        scheme: text before the credential, `Bearer` unless the product wants another; "" sends the credential alone, and after a
+            last `=`, as in `Token token=`, there is no blank.
         header: the header's name.
     """
 
@@ -339,7 +340,7 @@ class Bearer:
         """Raises: Misconfigured when the secret cannot be read."""
         if self._value is None:
             self._value = _revealed(self._secret)
-        return {self._header: f"{self._scheme} {self._value}".strip()}
+        return {self._header: _signed(self._scheme, self._value)}
 
     async def renew(self, ctx: Delivery | None) -> bool:
         """True when the secret has changed since it was read."""
@@ -353,11 +354,13 @@ class Basic:
     Args:
         username: without a colon.
         password: where it is kept; read as by `Bearer`.
+        is_name: it is sent in place of the name, beside a password that says nothing; many products take their keys so.
     """
 
-    def __init__(self, username: str, password: Secret) -> None:
+    def __init__(self, username: str, password: Secret, *, is_name: bool = False) -> None:
         self._username = username
         self._password = password
+        self._is_name = is_name
         self._value: str | None = None
 
     def connect(self, sibling: Callable[[str], VendorHttp]) -> None:
@@ -375,18 +378,21 @@ class Basic:
         return before != self._value
 
     def _encoded(self) -> str:
-        value = base64.b64encode(f"{self._username}:{_revealed(self._password)}".encode()).decode()
+        secret = _revealed(self._password)
+        pair = f"{secret}:x" if self._is_name else f"{self._username}:{secret}"
+        value = base64.b64encode(pair.encode()).decode()
         register_secret(value)
         return value
 
 
 class ClientCredentials:
-    """OAuth 2.0 client credentials (RFC 6749 section 4.4), client authenticated with HTTP Basic.
+    """OAuth 2.0 client credentials (RFC 6749 section 4.4), client authenticated with HTTP Basic or in the body (section 2.3.1).
 
     Args:
         token_url: the token endpoint, usually on another host than the product's API.
         form: fields besides `grant_type`, e.g. scope.
         scheme: how the token is sent, see `Bearer`.
+        in_body: id and secret are fields of the token request.
     """
 
     def __init__(
@@ -397,6 +403,7 @@ class ClientCredentials:
         client_secret: Secret,
         form: Mapping[str, str],
         scheme: str = "Bearer",
+        in_body: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         parts = urlsplit(token_url)
@@ -406,6 +413,7 @@ class ClientCredentials:
         self._client_secret = client_secret
         self._form = {"grant_type": "client_credentials", **form}
         self._scheme = scheme
+        self._in_body = in_body
         self._clock = clock
         self._http: VendorHttp | None = None
         self._token: str | None = None
@@ -421,7 +429,7 @@ class ClientCredentials:
         async with self._issuing:
             if self._token is None or self._clock() >= self._good_until:
                 await self._issue(ctx)
-        return {"Authorization": f"{self._scheme} {self._token}".strip()}
+        return {"Authorization": _signed(self._scheme, self._token or "")}
 
     async def renew(self, ctx: Delivery | None) -> bool:
         """A new token; calls that met the same 401 together share one. Raises as `headers`."""
@@ -434,15 +442,17 @@ class ClientCredentials:
     async def _issue(self, ctx: Delivery | None) -> None:
         if self._http is None:
             raise ConnectorBug("the token endpoint was asked before the client was connected")
-        basic = base64.b64encode(f"{self._client_id}:{_revealed(self._client_secret)}".encode()).decode()
+        secret = _revealed(self._client_secret)
+        basic = base64.b64encode(f"{self._client_id}:{secret}".encode()).decode()
         register_secret(basic)
+        client = {"client_id": self._client_id, "client_secret": secret} if self._in_body else {}
         try:
             answer = await self._http.request(
                 "POST",
                 self._path,
                 ctx=ctx,
-                form=self._form,
-                headers={"Authorization": f"Basic {basic}"},
+                form={**self._form, **client},
+                headers={} if self._in_body else {"Authorization": f"Basic {basic}"},
                 expect=(200, 400, 401),
                 idempotent=True,
             )
@@ -463,6 +473,11 @@ class ClientCredentials:
         life_s = float(life_s) if isinstance(life_s, (int, float)) and life_s > 0 else 3600.0
         self._token = token
         self._good_until = self._clock() + max(life_s / 2, life_s - TOKEN_MARGIN_S)
+
+
+def _signed(scheme: str, credential: str) -> str:
+    """A credential after its scheme, and a blank unless the scheme ends with `=`."""
+    return f"{scheme}{credential}" if scheme.endswith("=") else f"{scheme} {credential}".strip()
 
 
 def _revealed(secret: Secret) -> str:
@@ -556,6 +571,11 @@ class HttpClient:
             concurrency_max=concurrency_max,
             body_bytes_max=min(endpoint.body_bytes_max or BODY_BYTES_MAX, BODY_BYTES_CEILING),
         )
+
+    @property
+    def base_url(self) -> str:
+        """Every path is below it."""
+        return self._base
 
     def share_rate(self, workers: int) -> None:
         """Keep our part of the product's limit among the workers that serve the target now (A11).

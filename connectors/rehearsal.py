@@ -31,64 +31,23 @@ from typing import Any
 from urllib.parse import quote
 
 import msgspec
-from msgspec import Struct
 
 from connectors.contract import Connector, Delivery, Imagines, VendorHttp, VendorResponse, Write
 from connectors.http import error_of
 from schemas.errors import ConnectorBug, Rejected
-from schemas.events import Step
-from schemas.masking import mask_body, mask_id
+from schemas.plans import WouldCall
 
 CALLS_MAX = 200
 """Writing calls kept of one rehearsal; one that wants more is ended."""
 MADE_ID = "would-be-"
-NOT_SENT = "not_sent"
-"""What a step that a rehearsal did not send shows in place of an error."""
-SENT_CHARS_MAX = 2_000
-"""How much of a body is kept with a step."""
 
 _READS = frozenset({"GET", "HEAD"})
+_FRAME = frozenset({"schemas", "meta", "id"})
+"""What frames a SCIM document, and says nothing about the account."""
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
 _PART = re.compile(r"\{(\w+)\}")
 _PLAIN_PATH = re.compile(r"[A-Za-z][\w]*(\.[A-Za-z][\w]*)?")
 _SECRET_HEADER = re.compile(r"auth|token|secret|cookie|api-?key|access-?key", re.IGNORECASE)
-
-
-class WouldCall(Struct, frozen=True, omit_defaults=True):
-    """One call that would be made.
-
-    Args:
-        path: the template, e.g. `/Users/{id}`.
-        url: the same with its parts filled in, below the product's base URL.
-        body: the document, JSON or form.
-        headers: those the connector gave itself, without secrets; the credential is added later and never seen here.
-    """
-
-    method: str
-    path: str
-    url: str
-    query: Mapping[str, str] = {}
-    body: Any = None
-    headers: Mapping[str, str] = {}
-
-    def masked(self, documents: Sequence[Any] = ()) -> WouldCall:
-        """The same without a person's values; `documents` are the person's own."""
-        parts = [mask_id(part, documents) for part in self.url.split("/")]
-        return WouldCall(
-            method=self.method,
-            path=self.path,
-            url="/".join(parts),
-            query={name: str(mask_body(value)) for name, value in self.query.items()},
-            body=mask_body(self.body),
-            headers=self.headers,
-        )
-
-    def step(self, documents: Sequence[Any] = ()) -> Step:
-        """As it stands in a resource's history: masked, cut, and marked as not sent."""
-        shown = self.masked(documents)
-        text = "" if shown.body is None else msgspec.json.encode(shown.body, enc_hook=str).decode()
-        if len(text) > SENT_CHARS_MAX:
-            text = f"{text[: SENT_CHARS_MAX - 1]}…"
-        return Step(method=self.method, path=self.path, error=NOT_SENT, sent=text)
 
 
 class Rehearsal:
@@ -116,6 +75,10 @@ class Rehearsal:
                 f"This change takes more than {CALLS_MAX} calls; a rehearsal shows no more.", code="too_long"
             )
         self.calls.append(call)
+
+    def changes_nothing(self) -> None:
+        """The call kept last repeats what the product shows already."""
+        self.calls[-1] = msgspec.structs.replace(self.calls[-1], same=True)
 
     def shows(self, url: str) -> bool:
         """Whether an earlier call of this rehearsal decides what is read there."""
@@ -245,8 +208,11 @@ class RehearsalHttp:
             write = Write(method=method, path=path, parts=parts, body=body)
             guess = await self.connector.imagine(write, made_id, lambda at, of: rehearsal.last(filled(at, of)), ctx)
             if guess is not None:
-                for template, filling, held in guess.held:
-                    rehearsal.hold(filled(template, filling), held)
+                shown = [(filled(template, filling), held) for template, filling, held in guess.held]
+                if shown and all(held is not None and rehearsal.last(at) == held for at, held in shown):
+                    rehearsal.changes_nothing()
+                for at, held in shown:
+                    rehearsal.hold(at, held)
                 return VendorResponse(guess.status, guess.body, {})
         if method == "DELETE":
             rehearsal.hold(url, None)
@@ -262,10 +228,14 @@ class RehearsalHttp:
         if method == "PATCH":
             if not isinstance(held, Mapping):
                 return VendorResponse(204, None, {})
-            changed = _patched(held, sent)
+            changed, is_whole = _patched(held, sent)
+            if is_whole and changed == held:
+                rehearsal.changes_nothing()
         else:
             known = {"id": held["id"]} if isinstance(held, Mapping) and "id" in held else {}
             changed = {**({"id": parts["id"]} if "id" in parts else {}), **known, **sent}
+            if isinstance(held, Mapping) and sent and _shows(held, sent):
+                rehearsal.changes_nothing()
         rehearsal.hold(url, changed)
         return VendorResponse(200, changed, {})
 
@@ -294,15 +264,29 @@ def filled(path: str, parts: Mapping[str, str]) -> str:
     return _PART.sub(lambda hit: quote(parts[hit[1]], safe="@"), path)
 
 
-def _patched(held: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
-    """A resource after a PATCH: plain attributes of SCIM operations, or the members of a merge document."""
+def _shows(held: Any, sent: Any) -> bool:
+    """Whether a resource has all that a document says; an attribute without a value is the same as one that is not there."""
+    if isinstance(sent, Mapping):
+        there = held if isinstance(held, Mapping) else {}
+        return all(_shows(there.get(name), value) for name, value in sent.items() if name not in _FRAME)
+    return held == sent or (held in _NOTHING and sent in _NOTHING)
+
+
+def _patched(held: Mapping[str, Any], sent: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """A resource after a PATCH: plain attributes of SCIM operations, or the members of a merge document.
+
+    The truth value says whether all of the PATCH was understood.
+    """
     operations = sent.get("Operations")
     if not isinstance(operations, Sequence):
-        return {**held, **sent}
-    changed = dict(held)
+        return {**held, **sent}, True
+    changed, is_whole = dict(held), True
     for operation in operations:
         path, value = operation.get("path"), operation.get("value")
         removes = str(operation.get("op", "")).casefold() == "remove"
+        is_whole = is_whole and not isinstance(
+            value, list
+        )  # some of many values: what is held besides is not known here
         if path is None and isinstance(value, Mapping):
             changed.update(value)
         elif isinstance(path, str) and _PLAIN_PATH.fullmatch(path):
@@ -315,4 +299,6 @@ def _patched(held: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]
                 changed.pop(name, None)
             else:
                 changed[name] = value
-    return changed
+        else:
+            is_whole = False
+    return changed, is_whole

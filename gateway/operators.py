@@ -39,7 +39,7 @@ from gateway.lifecycle import InvariantBroken, Row, discard, redrive
 from gateway.limits import OverloadView
 from gateway.messages import ScimError
 from gateway.metrics import CONTENT_TYPE, Metrics, TargetGauges
-from gateway.patch import normalize_create
+from gateway.patch import member_ids, normalize_create
 from gateway.refusals import RefusedSignIn, RefusedSignIns
 from gateway.reports_store import last_report
 from gateway.store import Reader, Store
@@ -47,6 +47,8 @@ from gateway.visibility import keys_of, shown_keys
 from gateway.writer import StoreError
 from schemas.config import TargetSettings
 from schemas.logs import logger
+from schemas.plans import PLAN_WAIT_S, Planned
+from schemas.resources import GROUP_SCHEMA
 from schemas.specs import Spec
 from schemas.states import Circuit, State
 
@@ -95,6 +97,7 @@ class Services(Struct, kw_only=True):
         new_id: ids of new generations (ULIDs).
         refused: what the SCIM listener of this process refused, and why.
         overload: what is left out for want of time in this process, if anybody watches.
+        config_problems: what is wrong with the configuration file as it is now, so that an earlier one stays in force.
         ask_worker: asks any worker of a target a control question and waits so many seconds; None when nobody answered.
         scim_openapi: the OpenAPI document of the SCIM listener, with the attributes of a target ("": of any).
         hosts: further host names under which this listener is reached; addresses and `localhost` always are.
@@ -113,6 +116,7 @@ class Services(Struct, kw_only=True):
     metrics: Metrics
     refused: RefusedSignIns = field(default_factory=lambda: RefusedSignIns(time.time))
     overload: Callable[[], OverloadView | None] = lambda: None
+    config_problems: Callable[[], Sequence[str]] = tuple
     ask_worker: AskWorker = _nobody
     scim_openapi: Callable[[str], Mapping[str, Any]] = _not_described
     hosts: tuple[str, ...] = ()
@@ -160,10 +164,14 @@ class FindOrder(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PlanOrder(Struct, frozen=True, forbid_unknown_fields=True):
-    """Say what would be done at the product, for a stored user (`who`: any id) or a SCIM document."""
+    """Say what would be done at the product, for a stored user or group (`who`: any id) or a SCIM document.
+
+    `group`: only a group is meant, or the document is one.
+    """
 
     who: Id | None = None
     document: dict[str, Any] | None = None
+    group: bool = False
     delete: bool = False
     inactive: bool = False
     show_values: bool = False
@@ -267,17 +275,20 @@ async def status(services: Given, target: FromQuery[str | None] = None) -> views
     problems = {view.name: view.problems for view in seen if view.enabled}
     waits = {view.name: view.counts.waiting + view.counts.blocked for view in seen}
     overload = services.overload()
+    config_problems = tuple(services.config_problems())
     return views.StatusView(
         at=around.now,
         sentence=explain.status_sentence(problems, waits, bus_connected=around.bus_connected, only=target),
         fine=around.bus_connected
         and bool(problems)
         and not any(problems.values())
+        and not config_problems
         and (overload is None or not overload.step),
         bus_connected=around.bus_connected,
         targets=seen,
         waiting=waiting,
         overload=overload,
+        config_problems=config_problems,
     )
 
 
@@ -416,41 +427,59 @@ async def plan_change(services: Given, name: FromPath[str], body: RawBody) -> pl
     order = _order(body, PlanOrder)
     settings = services.targets()[_known(services, name)]
     if (order.who is None) == (order.document is None) or (order.delete and order.inactive):
-        raise OperatorError(400, "Name either a stored user or a document, and at most one of delete and inactive.")
+        raise OperatorError(
+            400, "Name either a stored user or group or a document, and at most one of delete and inactive."
+        )
+    kind: str | None = "group" if order.group or _is_group(order.document) else None
     now = services.clock.now()
     document: dict[str, Any] | None = None
     if order.document is not None:
+        kind = kind or "user"
         try:
-            document = normalize_create(order.document, "User")
+            document = normalize_create(order.document, "Group" if kind == "group" else "User")
         except ScimError as exc:
-            return plans.refused_as_scim(exc, target=name, settings=settings, now=now)
+            return plans.refused_as_scim(exc, target=name, kind=kind, settings=settings, now=now)
         if order.inactive:
             document["active"] = False
-    who = order.who if order.who is not None else str((document or {}).get("userName", ""))
+    name_path = "displayName" if kind == "group" else "userName"
+    who = order.who if order.who is not None else str((document or {}).get(name_path, ""))
 
     def find(reader: Reader) -> tuple[list[Row], Spec | None]:
         spec = reader.spec(name)
-        rows = [row for row in reader.find_person(who) if row.target == name and row.kind == "user"]
+        rows = [row for row in reader.find_person(who) if row.target == name and kind in (None, row.kind)]
         if document is not None:
-            rows = [row for row in rows if shown_keys(row).user_name == keys_of(document, "user").user_name]
+            rows = [row for row in rows if shown_keys(row).user_name == keys_of(document, row.kind).user_name]
         return rows, msgspec.json.decode(spec, type=Spec) if spec else None
 
     rows, spec = await services.store.read_slow(find)
     if order.who is not None and len(rows) != 1:
-        many = ", ".join(row.id for row in rows[:FOUND_MAX])
-        why = f"Several are known by that id; name one of {many}." if rows else "Nobody is known by that id here."
+        many = ", ".join(f"{row.id} (a {row.kind})" for row in rows[:FOUND_MAX])
+        what = f"No {kind or 'user or group'}"
+        why = (
+            f"Several are known by that name; name one of {many}." if rows else f"{what} of {name} is known by that id."
+        )
         raise OperatorError(404 if not rows else 409, why)
     stored = bool(rows)
+    if order.inactive and (rows[0].kind if rows else kind) == "group":
+        raise OperatorError(400, "A group cannot be deactivated; plan its deletion.")
 
     def draft(ledger: Ledger) -> plans.Draft:
-        row = (ledger.row(rows[0].id) if stored else None) or Row(id=str(uuid.uuid4()), target=name)
+        row = (ledger.row(rows[0].id) if stored else None) or Row(
+            id=str(uuid.uuid4()), target=name, kind=kind or "user"
+        )
+        if document is not None and row.kind == "group" and not order.delete:
+            plain = {path: value for path, value in document.items() if path != "members"}
+            plans.regrouped(row, plain, member_ids(document.get("members", ())), ledger, settings.connector, now)
         if document is not None:
             row = plans.rewished(row, document, spec)
         if document is None or order.delete:
             row = plans.existing(row, delete=order.delete, inactive=order.inactive)
         return plans.drafted(row, ledger, settings.connector, now)
 
-    drafted = await services.store.run(draft)
+    try:
+        drafted = await services.store.run(draft)
+    except plans.Undone as undone:
+        drafted = undone.draft
     if drafted.event is None:
         return plans.unsent(drafted, target=name, settings=settings, stored=stored, now=now)
     said = await _planned(services, name, drafted.event, show_values=order.show_values)
@@ -469,16 +498,26 @@ async def plan_change(services: Given, name: FromPath[str], body: RawBody) -> pl
     )
 
 
-async def _planned(services: Services, name: str, event: bytes, *, show_values: bool) -> plans.WorkerPlan:
+def _is_group(document: Mapping[str, Any] | None) -> bool:
+    """Whether a document says that it is a group; one that says nothing is one when it has a name and no userName."""
+    if document is None:
+        return False
+    schemas = document.get("schemas")
+    if isinstance(schemas, list) and schemas:
+        return GROUP_SCHEMA in schemas
+    return "displayName" in document and "userName" not in document
+
+
+async def _planned(services: Services, name: str, event: bytes, *, show_values: bool) -> Planned:
     """Raises: OperatorError 503 when no worker answered, or not in words known here."""
     question = {"do": "plan", "event": msgspec.Raw(event), "show_values": show_values}
     connected = services.dispatcher.bus.connected()
-    answer = await services.ask_worker(name, question, plans.PLAN_WAIT_S) if connected else None
+    answer = await services.ask_worker(name, question, PLAN_WAIT_S) if connected else None
     if answer is None:
         why = "No worker answered." if connected else "NATS cannot be reached."
         raise OperatorError(503, f"{why} Nothing can be planned; see: provgate target show {name}")
     try:
-        return msgspec.json.decode(answer, type=plans.WorkerPlan)
+        return msgspec.json.decode(answer, type=Planned)
     except msgspec.DecodeError:
         raise OperatorError(
             503, "The worker answered in words this gateway does not know; are both up to date?"

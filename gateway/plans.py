@@ -1,4 +1,4 @@
-"""What a change of one person would do at a product, without doing it: the operator's plan, and what shadow mode has recorded.
+"""What a change of a user or group would do at a product, without doing it: the operator's plan, and what shadow mode recorded.
 
 The event is made by the very rules that make real ones (`lifecycle.dispatch` on a copy of the row that is never saved); a worker
 rehearses it. Nothing is recorded but that values were shown, if they were.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NoReturn
 
 import msgspec
 from msgspec import Struct
@@ -20,18 +20,18 @@ from gateway.intake import refusal
 from gateway.ledger import Ledger
 from gateway.lifecycle import InvariantBroken, Row
 from gateway.messages import ScimError
+from gateway.patch import MemberChange
 from gateway.store import Reader
 from schemas.config import TargetSettings
-from schemas.events import Reason, identity
+from schemas.events import Reason, Step, identity
+from schemas.plans import NOT_SENT, Planned, WouldCall
 from schemas.specs import Spec
 from schemas.states import SHADOW, Change, State
 
-PLAN_WAIT_S = 25.0
-"""How long a worker may take; it bounds itself a little below (`workers/rehearsals.py`), the command line waits longer."""
-NOT_SENT = "not_sent"
 CALLS_SHOWN_MAX = 60
 
-Would = Literal["apply", "adopt", "wait", "refuse", "nothing", "unknown"]
+Would = Literal["create", "update", "enable", "disable", "delete", "adopt", "wait", "refuse", "nothing", "unknown"]
+"""What would become of it: the account made, changed, switched on or off, removed; an existing one linked; and so on."""
 
 
 class Refusal(Struct, frozen=True):
@@ -42,38 +42,19 @@ class Refusal(Struct, frozen=True):
     detail: str
 
 
-class WorkerPlan(Struct, frozen=True, kw_only=True):
-    """A worker's answer, see `workers.rehearsals.Planned`."""
-
-    ok: bool
-    code: str = ""
-    message: str = ""
-    result: str = ""
-    reason: Reason | None = None
-    account: Any = None
-    account_keys: tuple[str, ...] = ()
-    reads: tuple[Any, ...] = ()
-    calls: tuple[Any, ...] = ()
-    left_out: int = 0
-    adopts: str | None = None
-    adopts_id: str | None = None
-    adopt: str = "always"
-    seen: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    blocked_on: str | None = None
-    masked: bool = True
-
-
 class PlanView(Struct, frozen=True, kw_only=True):
     """A plan.
 
     Args:
         resource: the stored resource, or None for a document that is not stored.
+        kind: `user` or `group`.
+        change: the kind of write this would be for Entra.
+        due: this is still to be done; False when it is applied already and the plan says what applying it again would do.
         would: what would become of it; `unknown` when the product could not be asked.
         sentence: the same for a person.
         refusal: what Entra would be answered, when it would be refused while Entra waits.
         account: the normalized account.
+        base_url: of the product; the calls' `url` is below it.
         calls: what would be sent, in order; `reads` were really made for the plan.
         ignored: SCIM paths the product cannot hold.
     """
@@ -82,14 +63,17 @@ class PlanView(Struct, frozen=True, kw_only=True):
     target: str
     shadow: bool
     resource: str | None
+    kind: str
     change: str
+    due: bool
     would: Would
     sentence: str
     refusal: Refusal | None = None
     account: Any = None
-    calls: tuple[Any, ...] = ()
+    base_url: str = ""
+    calls: tuple[WouldCall, ...] = ()
     left_out: int = 0
-    reads: tuple[Any, ...] = ()
+    reads: tuple[Step, ...] = ()
     adopts: str | None = None
     ignored: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -97,10 +81,27 @@ class PlanView(Struct, frozen=True, kw_only=True):
 
 
 class Draft(Struct, kw_only=True):
-    """An event that is not going to be sent. `event` None: nothing would be sent, `row` says why."""
+    """An event that is not going to be sent.
+
+    Args:
+        row: as it would be then; it is never saved.
+        event: None: nothing would be sent, `row` says why.
+        due: see `PlanView`.
+        remarks: what the event does not carry yet, and why.
+    """
 
     row: Row
     event: bytes | None
+    due: bool = True
+    remarks: tuple[str, ...] = ()
+
+
+class Undone(Exception):
+    """Ends a job of the store that only tried something out, so that nothing of it is left; carries what came of it."""
+
+    def __init__(self, draft: Draft) -> None:
+        super().__init__("only tried out")
+        self.draft = draft
 
 
 def existing(row: Row, *, delete: bool, inactive: bool) -> Row:
@@ -109,6 +110,8 @@ def existing(row: Row, *, delete: bool, inactive: bool) -> Row:
     draft.in_flight = draft.body = None
     draft.blocked_on = draft.reason = None
     draft.state = State.QUEUED
+    if draft.change is Change.CREATE and draft.account_id is not None:
+        draft.change = Change.UPDATE  # that it was made once is not what would happen now
     if delete:
         draft.generation += 1
         draft.change, draft.deleted = Change.DELETE, True
@@ -126,13 +129,31 @@ def rewished(row: Row, document: Mapping[str, Any], spec: Spec | None) -> Row:
     draft.change = Change.UPDATE if row.generation else Change.CREATE
     draft.deleted = False
     draft.document = msgspec.json.encode(document)
-    draft.identities = _identities(document, spec)
+    draft.identities = _identities(document, spec, row.kind)
     return draft
 
 
-def _identities(document: Mapping[str, Any], spec: Spec | None) -> tuple[str, ...]:
+def regrouped(
+    row: Row, document: Mapping[str, Any], members: Sequence[str], ledger: Ledger, connector: str, now: float
+) -> NoReturn:
+    """Try out a group with these members in the store's own transaction, which is undone.
+
+    Raises:
+        Undone: always, with the draft.
+    """
+    draft = rewished(row, document, None)
+    ledger.save(draft)  # members belong to a row that exists
+    ledger.change_members(draft.id, (MemberChange("replace", tuple(members)),))
+    raise Undone(drafted(draft, ledger, connector, now))
+
+
+def _identities(document: Mapping[str, Any], spec: Spec | None, kind: str = "user") -> tuple[str, ...]:
+    if kind == "group":
+        paths: Sequence[str] = ("displayName",)
+    else:
+        paths = spec.identity if spec is not None else ("userName",)
     found = []
-    for path in spec.identity if spec is not None else ("userName",):
+    for path in paths:
         value: Any = document
         for part in path.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
@@ -144,16 +165,26 @@ def _identities(document: Mapping[str, Any], spec: Spec | None) -> tuple[str, ..
 def drafted(row: Row, ledger: Ledger, connector: str, now: float) -> Draft:
     """The event that would be sent for a copied row; saves nothing."""
     row.event_id = row.event_id or "plan"
+    remarks: list[str] = []
+    due = row.open or row.dirty or row.unfinished
+    if row.kind == "group" and not row.deleted:
+        steps = ledger.member_steps(row)
+        if steps.waiting_for is not None:
+            remarks.append(
+                f"Member {steps.waiting_for} has no account at the product yet, and follows when there is one."
+            )
+        if steps.more:
+            remarks.append("These are not all changes of its members; the others follow in further events.")
     try:
         lifecycle.dispatch(row, now, ledger, connector)
     except InvariantBroken as exc:
         row.body, row.reason = None, Reason(code="invariant", message=f"An internal rule stops it ({exc}).")
-    return Draft(row=row, event=row.body)
+    return Draft(row=row, event=row.body, due=due, remarks=tuple(remarks))
 
 
 def answered(
     draft: Draft,
-    said: WorkerPlan,
+    said: Planned,
     *,
     target: str,
     settings: TargetSettings,
@@ -183,43 +214,77 @@ def answered(
         target=target,
         shadow=settings.shadow,
         resource=row.id if stored else None,
+        kind=row.kind,
         change=row.change.value,
+        due=draft.due,
         would=would,
         sentence=shown(sentence),
         refusal=refused,
         account=said.account,
+        base_url=said.base_url,
         calls=said.calls,
         left_out=said.left_out,
         reads=said.reads,
         adopts=said.adopts,
         ignored=said.ignored,
-        warnings=tuple(shown(text) for text in said.warnings),
+        warnings=(*draft.remarks, *(shown(text) for text in said.warnings)),
         masked=not show_values,
     )
 
 
-def _judged(said: WorkerPlan, owner: Row | None, row: Row) -> tuple[Would, str, Reason | None]:
+def _judged(said: Planned, owner: Row | None, row: Row) -> tuple[Would, str, Reason | None]:
     if not said.ok:
         return "unknown", said.message or "The worker could not make the plan.", None
-    count = explain.counted(len(said.calls) + said.left_out, "call")
+    thing = "group" if row.kind == "group" else "account"
+    calls = explain.counted(len(said.calls) + said.left_out, "call")
     message = said.reason.message if said.reason is not None else ""
     match said.result:
         case "rejected" | "poison":
             return "refuse", "It would be refused.", said.reason
         case "found" if row.deleted:
-            return "nothing", "An account of this name exists, was not made from here, and would be left alone.", None
+            return "nothing", f"A {thing} of this name exists, was not made from here, and would be left alone.", None
         case "found":
-            return "refuse", "An account exists already, and this target adopts none.", lifecycle._adopt_reason()
+            return "refuse", f"The {thing} exists already, and this target adopts none.", lifecycle._adopt_reason()
         case "blocked":
-            return "wait", f"{count} would be made, then it would wait for {said.blocked_on}: {message}", None
+            return "wait", f"{calls} would be made, then it would wait for {said.blocked_on}: {message}", None
         case "applied" if owner is not None:
-            return "refuse", "The account belongs to another user of this target.", lifecycle._owner_reason(owner)
-        case "applied" if said.adopts:
-            return "adopt", f"An existing account would be linked, then {count} would be made.", None
+            return (
+                "refuse",
+                f"The {thing} belongs to another {row.kind} of this target.",
+                lifecycle._owner_reason(owner),
+            )
         case "applied":
-            return ("apply", f"{count} would be made.", None) if said.calls else ("nothing", "Nothing to change.", None)
+            return (*_applied(said, row, thing, calls), None)
         case _:
             return "unknown", f"The product could not be asked: {message}", None
+
+
+def _applied(said: Planned, row: Row, thing: str, calls: str) -> tuple[Would, str]:
+    """What a change that goes well does to the account, as far as the product shows what it holds."""
+    if not said.calls:
+        held = f"Its existing {thing} would be linked as it is." if said.adopts else "Nothing would change."
+        return ("adopt" if said.adopts else "nothing"), held
+    if said.adopts:
+        return "adopt", f"Its existing {thing} would be linked, then {calls} made."
+    if row.deleted:
+        return "delete", f"The {thing} would be removed: {calls}."
+    if said.created:
+        return "create", f"A new {thing} would be made: {calls}."
+    if not said.left_out and all(call.same for call in said.calls):
+        return "nothing", f"Nothing would change: {calls} would repeat what the product holds already."
+    was, wished = _is_active(row.settled_document), _is_active(row.document)
+    if row.kind == "user" and was is not None and was is not wished:
+        return (
+            ("enable", f"The {thing} would be switched on: {calls}.")
+            if wished
+            else ("disable", f"The {thing} would be switched off: {calls}.")
+        )
+    return "update", f"The {thing} would be changed: {calls}."
+
+
+def _is_active(document: bytes | None) -> bool | None:
+    """Whether a user's document lets somebody in; None when there is none."""
+    return None if document is None else msgspec.json.decode(document).get("active", True) is not False
 
 
 def unsent(draft: Draft, *, target: str, settings: TargetSettings, stored: bool, now: float) -> PlanView:
@@ -232,20 +297,24 @@ def unsent(draft: Draft, *, target: str, settings: TargetSettings, stored: bool,
         target=target,
         shadow=settings.shadow,
         resource=row.id if stored else None,
+        kind=row.kind,
         change=row.change.value,
+        due=draft.due,
         would=would,
         sentence="Nothing of it is at the product." if would == "nothing" else f"It would wait. {message}".strip(),
     )
 
 
-def refused_as_scim(error: ScimError, *, target: str, settings: TargetSettings, now: float) -> PlanView:
+def refused_as_scim(error: ScimError, *, target: str, kind: str, settings: TargetSettings, now: float) -> PlanView:
     """A document that would not even be taken from Entra."""
     return PlanView(
         at=now,
         target=target,
         shadow=settings.shadow,
         resource=None,
+        kind=kind,
         change=Change.CREATE.value,
+        due=True,
         would="refuse",
         sentence="The document would be refused before anything else.",
         refusal=Refusal(error.status, error.scim_type, explain.mask_message(error.detail)),

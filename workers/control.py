@@ -66,6 +66,11 @@ class Answer(Struct, frozen=True, kw_only=True):
 _QUESTION = msgspec.json.Decoder(Question)
 
 
+def not_served(target: str) -> bytes:
+    """The answer to any question about a target that is not served here any more."""
+    return msgspec.json.encode(Answer(ok=False, code="not_served", message=f"This worker does not serve {target} now."))
+
+
 async def answer(served: Served, body: bytes) -> bytes:
     """Answer one question. Never raises: what goes wrong is the answer."""
     try:

@@ -98,6 +98,12 @@ class Served:
         self._now = now
         self._warned: tuple[float, int] | None = None
 
+    def succeed(self, held: Served) -> None:
+        """Take the place of the same target as it was configured before: both share the product's limit while they overlap."""
+        if held.spec.rate_limit == self.spec.rate_limit:
+            self.limit = held.limit
+        self._warned = held._warned
+
     def rehearsing(self) -> Connector[Any, Any]:
         """A new connector that calls through the same client and sends nothing that writes; close it after use."""
         return rehearsing_connector(type(self.connector), self.settings, self._http or CallsNobody())

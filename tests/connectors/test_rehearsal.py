@@ -16,7 +16,7 @@ from msgspec import Struct
 from connectors import registry
 from connectors.contract import Connector, Delivery
 from connectors.http import HttpClient
-from connectors.rehearsal import CALLS_MAX, MADE_ID, NOT_SENT, Rehearsal, rehearsing, rehearsing_connector
+from connectors.rehearsal import CALLS_MAX, MADE_ID, Rehearsal, rehearsing, rehearsing_connector
 from deploy.emulators.babelforce import BabelforceEmulator
 from deploy.emulators.bobs_business import BobsBusinessEmulator
 from deploy.emulators.harness import Emulator, running
@@ -25,6 +25,7 @@ from deploy.emulators.talkdesk import TalkdeskEmulator
 from deploy.emulators.telemessage import TelemessageEmulator
 from schemas.errors import ConnectorBug, Gone, NormalizationError, Rejected
 from schemas.events import Outcome, ProvisioningEvent
+from schemas.plans import NOT_SENT
 from schemas.states import Change, Result
 from tests.connectors import test_generic_rest as generic
 from workers.delivery import deliver

@@ -11,16 +11,16 @@ import msgspec
 import pytest_asyncio
 
 from connectors.contract import Delivery
-from connectors.rehearsal import NOT_SENT
 from deploy.emulators.harness import running
 from deploy.emulators.talkdesk import TalkdeskEmulator
 from schemas.config import TargetSettings
 from schemas.events import ProvisioningEvent, encode
+from schemas.plans import NOT_SENT, PLAN_BYTES_MAX, Planned
 from schemas.states import SHADOW, Change, Result
 from workers.control import answer
 from workers.delivery import NotOurs, deliver
 from workers.limits import CallLimit
-from workers.rehearsals import PLAN_BYTES_MAX, SHADOW_LOOK_S, Planned, shadow
+from workers.rehearsals import SHADOW_LOOK_S, shadow
 from workers.targets import Served
 
 TOKEN = "token-of-the-plan-tests"
