@@ -353,6 +353,20 @@ class WatchesCredential(Protocol):
 
 
 @runtime_checkable
+class KeepsAlive(Protocol):
+    """A product whose credential dies when nobody uses it; workers use it in time. Capability `keep_alive`."""
+
+    def keep_alive_s(self) -> float:
+        """Longest time without a call; 0 when the credential of these settings needs no care. Pure.
+
+        At most half of what the product allows, so that a call that did not get through can be made again.
+        """
+
+    async def keep_alive(self) -> None:
+        """One cheap call that reads and counts as use. Raises as `check`."""
+
+
+@runtime_checkable
 class HasDirectory(Protocol):
     """A product whose roles, teams or groups can be listed by name."""
 
@@ -398,6 +412,21 @@ class ComparesAccounts(Protocol):
 
     def expected(self, account: Any) -> Expected:
         """What the list will show of a normalized account. Pure: no call, no clock."""
+
+
+@runtime_checkable
+class SortsGroups(Protocol):
+    """A product that is told of some groups only, as its settings say; capability `group_maps`.
+
+    When the settings change, stored groups for which this does not hold any more are sent again.
+    """
+
+    def group_stands(self, group: Group, group_id: str) -> bool:
+        """Whether what was made of a stored group is what the settings want of it now. Pure: no call, no clock.
+
+        Args:
+            group_id: what `put_group` returned for it.
+        """
 
 
 @runtime_checkable

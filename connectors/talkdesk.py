@@ -44,6 +44,8 @@ SCIM_PREFIX = "/scim/v2"
 DEFAULT_ROLE = "Agent"
 BUILT_IN_ROLES = ("Administrator", "Agent", "Supervisor")
 """Exist in every account and cannot be renamed or deactivated."""
+KEEP_ALIVE_S = 12 * 3600.0
+"""An opaque token lives as long as it is used; how long it may lie is not documented, a call a day is known to do."""
 PAGES_MAX = 500
 NAMES_MAX = 10_000
 PROPOSALS_MAX = 3
@@ -276,7 +278,7 @@ class Talkdesk(Connector[Settings, Account]):
         rate_limit=RateLimit(calls=4, per_s=1.0),
         concurrency_max=4,
         on_delete="delete",
-        capabilities=("list_accounts", "directory"),
+        capabilities=("list_accounts", "directory", "keep_alive"),
         pitfalls=(
             "Roles and teams must exist in Talkdesk before they are mapped; a mistyped constant refuses every user.",
             "Without a free licence a user is created inactive; the change then waits for a licence.",
@@ -371,6 +373,14 @@ class Talkdesk(Connector[Settings, Account]):
         if self.settings.harvest or self.settings.list_endpoints:
             findings += self._compared(await self._learned(None))
         return findings
+
+    def keep_alive_s(self) -> float:
+        """A ready token dies when it is not used; with client credentials the next one is fetched anyway."""
+        return KEEP_ALIVE_S if self.settings.token is not None else 0.0
+
+    async def keep_alive(self) -> None:
+        """One user at most is asked for."""
+        await self.scim.page(None, query={"startIndex": "1", "count": "1"})
 
     async def load_directory(self) -> dict[str, list[dict[str, Any]]]:
         """Role and team names: those of the settings where given, else what the account shows; empty when nothing is known."""

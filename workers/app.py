@@ -12,7 +12,7 @@ import contextlib
 import gc
 import re
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,11 +28,13 @@ from nats.errors import Error as NatsError
 
 from connectors.registry import load
 from schemas import topology
-from schemas.config import Configuration
+from schemas.config import Configuration, TargetSettings
+from schemas.config_file import CONFIG_LOOK_EVERY_S, ConfigurationFile
 from schemas.errors import ConfigurationError
 from schemas.logs import at_level, logger, register_secret
 from schemas.topology import StreamState, TopologyError
 from workers import control, presence
+from workers.keeping import KeepAlive
 from workers.ownership import PULL_S, Link, Pulls, Signals, monotonic_s
 from workers.receiving import REPORT_S, Receiver, before_call
 from workers.targets import Served, rebased
@@ -77,12 +79,13 @@ class Worker:
         config: the configuration; `worker` and `nats` and the targets count here.
         base: folder against which relative secret files are resolved.
         targets: names to serve; all that the configuration lets this worker serve when empty.
+        file: where `config` came from; what changes there about targets counts without a restart.
         clock: seconds by which ownership is counted, see `workers/ownership.py`.
 
     Attributes:
         id: this process's name in presence and outcomes.
         served: the targets that work, by name.
-        problems: why the others do not, by name.
+        problems: why the others do not, or why one still works as it was configured before, by name.
         serving: set while every served target has a subscriber bound to an existing consumer.
     """
 
@@ -92,6 +95,7 @@ class Worker:
         base: Path,
         targets: Sequence[str] = (),
         *,
+        file: ConfigurationFile | None = None,
         clock: Callable[[], float] = monotonic_s,
     ) -> None:
         self.config = config
@@ -100,6 +104,7 @@ class Worker:
         self.served: dict[str, Served] = {}
         self.problems: dict[str, tuple[str, ...]] = {}
         self._base = base
+        self._file = file
         self._wanted = targets or config.worker.targets
         self._log = logger()
         self._link = Link(clock)
@@ -107,6 +112,8 @@ class Worker:
         self._receiver = Receiver(self._link, self.id)
         self._seen = presence.WorkersSeen(time.monotonic, self._share)
         self._subscribed: dict[str, Subscribed] = {}
+        self._listening: dict[str, Any] = {}
+        self._written: Mapping[str, TargetSettings] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._speak = asyncio.Event()
@@ -122,7 +129,7 @@ class Worker:
 
     async def run(self) -> int:
         """Serve until `stop` is called; returns the process's exit code."""
-        self._open_targets()
+        await self._adopt(self.config.targets)
         broker = self._broker()
         try:
             if not await self._connected(broker):
@@ -134,7 +141,7 @@ class Worker:
                 await self._drain(broker, tasks)
         finally:
             for served in self.served.values():
-                await served.close()
+                await self._close(served)
             with contextlib.suppress(*_TROUBLE):
                 async with asyncio.timeout(BROKER_STOP_S):
                     await broker.stop()
@@ -145,31 +152,86 @@ class Worker:
         """Take nothing new, let running deliveries finish within `worker.drain_s`, then end."""
         self._stop.set()
 
-    def _open_targets(self) -> None:
-        known = self.config.targets
-        for name in self._wanted:
-            if name not in known:
-                self.problems[name] = (f"targets.{name}: is not configured",)
-        for name, configured in known.items():
-            if not configured.enabled or (self._wanted and name not in self._wanted):
-                continue
+    # ---- targets, and what the configuration says of them
+
+    async def _look_at_config(self) -> None:
+        """A changed file is checked whole before it counts; a bad one changes nothing. Connection and limits need a restart."""
+        while self._file is not None:
+            await asyncio.sleep(CONFIG_LOOK_EVERY_S)
             try:
-                self.served[name] = Served(
-                    name,
-                    configured,
-                    self._base,
-                    concurrency_max=self.config.worker.concurrency_max,
-                    before_call=before_call,
-                )
+                fresh = self._file.changed()
             except ConfigurationError as exc:
-                self.problems[name] = tuple(
-                    problem if problem.startswith("targets.") else f"targets.{name}: {exc.source} {problem}"
-                    for problem in exc.problems
-                )
-            except Exception as exc:  # a connector's constructor may fail in any way; the other targets go on
-                self.problems[name] = (f"targets.{name}: the connector raised {type(exc).__name__} when it was built",)
+                self._log.error("config.refused", problems=len(exc.problems), detail=str(exc))
+                continue
+            if fresh is not None:
+                self._written = fresh.targets
+                self._wake.set()
+
+    async def _adopt(self, targets: Mapping[str, TargetSettings]) -> None:
+        """Serve these as they are configured now. Only the supervisor does this once the worker runs.
+
+        What did not change goes on undisturbed; what cannot work as it is written now goes on as it was, and presence says why.
+        """
+        self.config = msgspec.structs.replace(self.config, targets=dict(targets))
+        self.problems = {name: (f"targets.{name}: is not configured",) for name in self._wanted if name not in targets}
+        wanted = {
+            name: settings
+            for name, settings in targets.items()
+            if settings.enabled and (not self._wanted or name in self._wanted)
+        }
+        for name in [name for name in self.served if name not in wanted]:
+            await self._leave(self.served.pop(name))
+        for name, configured in wanted.items():
+            held = self.served.get(name)
+            if held is not None and held.configured == configured:
+                continue
+            fresh = self._opened(name, configured)
+            if fresh is None:
+                continue
+            self.served[name] = fresh
+            if held is not None:
+                fresh.succeed(held)
+                await self._leave(held)
         for name, problems in self.problems.items():
             self._log.error("target.not_served", target=name, problems=list(problems))
+        self._share()
+        self._speak.set()
+
+    def _opened(self, name: str, configured: TargetSettings) -> Served | None:
+        """The target, or None and why not in `problems`."""
+        try:
+            return Served(
+                name,
+                configured,
+                self._base,
+                concurrency_max=self.config.worker.concurrency_max,
+                before_call=before_call,
+            )
+        except ConfigurationError as exc:
+            self.problems[name] = tuple(
+                problem if problem.startswith("targets.") else f"targets.{name}: {exc.source} {problem}"
+                for problem in exc.problems
+            )
+        except Exception as exc:  # a connector's constructor may fail in any way; the other targets go on
+            self.problems[name] = (f"targets.{name}: the connector raised {type(exc).__name__} when it was built",)
+        return None
+
+    async def _close(self, held: Served) -> None:
+        try:
+            await held.close()
+        except Exception as exc:  # a connector may fail in any way; the other targets go on
+            self._log.error("target.not_closed", target=held.name, error=type(exc).__name__)
+
+    async def _leave(self, held: Served) -> None:
+        """Take no more events for a target that is replaced or gone; those at work come to their end as they began."""
+        bound = self._subscribed.pop(held.name, None)
+        if bound is None:
+            await self._close(held)
+        else:
+            self._retire(bound, held)
+        if held.name not in self.served and (listening := self._listening.pop(held.name, None)) is not None:
+            with contextlib.suppress(*_TROUBLE):
+                await listening.stop()
 
     def _broker(self) -> NatsBroker:
         """Nothing is buffered over a reconnect (delivery rule R5), and there is no end to trying."""
@@ -218,8 +280,8 @@ class Worker:
     async def _start(self, broker: NatsBroker) -> list[asyncio.Task[None]]:
         assert self._client is not None
         await self._client.subscribe(f"{presence.SUBJECT}>", cb=self._hear)
-        for served in self.served.values():
-            await self._listen(broker, served)
+        for name in list(self.served):
+            await self._listen(broker, name)
         gc.collect()
         gc.freeze()  # what was loaded until now stays; looking through it again and again cost a tenth of all time
         gc.set_threshold(*GC_THRESHOLDS)
@@ -228,6 +290,8 @@ class Worker:
             asyncio.create_task(self._for_ever("signals", self._signals.run)),
             asyncio.create_task(self._for_ever("supervisor", lambda: self._supervise(broker))),
             asyncio.create_task(self._for_ever("presence", self._tell)),
+            asyncio.create_task(self._for_ever("keep_alive", KeepAlive(lambda: self.served).run)),
+            asyncio.create_task(self._for_ever("configuration", self._look_at_config)),
         ]
 
     async def _for_ever(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -312,6 +376,10 @@ class Worker:
     async def _supervise(self, broker: NatsBroker) -> None:
         while True:
             self._wake.clear()
+            if self._written is not None:
+                targets, self._written = self._written, None
+                await self._adopt(targets)
+                self._log.info("config.changed", targets=sorted(self.served))
             if self._link.up:
                 try:
                     await self._look_after(broker)
@@ -327,7 +395,8 @@ class Worker:
         epoch = self._link.epoch
         states = {name: await self._stream(name) for name in NEEDED}
         self._declared = True
-        for served in self.served.values():
+        for served in list(self.served.values()):
+            await self._listen(broker, served.name)
             await self._look_after_target(broker, served, states[topology.WORK], epoch)
         if epoch == self._link.epoch and not self.serving.is_set():
             self.serving.set()
@@ -414,13 +483,21 @@ class Worker:
             pulls=pulls, subscriber=subscriber, stream_created=stream_created, consumer_created=consumer_created
         )
 
-    def _retire(self, old: Subscribed) -> None:
-        """Let the deliveries of a replaced subscriber come to their end, which may be a report (delivery rule R8)."""
+    def _retire(self, old: Subscribed, held: Served | None = None) -> None:
+        """Let the deliveries of a replaced subscriber come to their end, which may be a report (delivery rule R8).
+
+        Args:
+            held: the target as it was configured before, closed when nothing works with it any more.
+        """
 
         async def retire() -> None:
-            await old.pulls.close()
-            await old.pulls.idle(REPORT_S)
-            await old.subscriber.stop()
+            try:
+                await old.pulls.close()
+                await old.pulls.idle(REPORT_S)
+                await old.subscriber.stop()
+            finally:
+                if held is not None:
+                    await self._close(held)
 
         task = asyncio.create_task(retire())
         self._retiring.add(task)
@@ -428,20 +505,27 @@ class Worker:
 
     # ---- questions and presence
 
-    async def _listen(self, broker: NatsBroker, served: Served) -> None:
+    async def _listen(self, broker: NatsBroker, name: str) -> None:
+        """Answer questions about a target, as it is configured when they are asked."""
+        if name in self._listening:
+            return
         subscriber = broker.subscriber(
-            topology.control_subject(served.name),
+            topology.control_subject(name),
             queue="workers",
             max_workers=CONTROL_CONCURRENCY_MAX,
             decoder=_as_it_is,
         )
 
         async def handle(message: NatsMessage) -> bytes:
+            served = self.served.get(name)
+            if served is None:
+                return control.not_served(name)
             with at_level(served.configured.log_level):
                 return await control.answer(served, message.raw_message.data)
 
         subscriber(handle)
         await subscriber.start()
+        self._listening[name] = subscriber
 
     async def _tell(self) -> None:
         """Say who we are, every few seconds, and look who else is there."""
@@ -463,6 +547,9 @@ class Worker:
         """What this worker says about itself."""
         targets = {name: served.presence() for name, served in self.served.items()}
         for name, problems in self.problems.items():
+            if name in targets:
+                targets[name] = msgspec.structs.replace(targets[name], problems=problems)
+                continue
             configured = self.config.targets.get(name)
             connector = configured.connector if configured else ""
             spec = None

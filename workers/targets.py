@@ -59,6 +59,8 @@ class Served:
         name: the target.
         concurrency: how many deliveries run at once here.
         window: how many events the gateway may have in flight for it.
+        now: epoch seconds.
+        called_at: when the product was called last; 0 when not since the start.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class Served:
         if settings is None:
             raise ConfigurationError(name, problems or [f"targets.{name}.settings: cannot be read"])
         self.name = name
+        self.now = now
+        self.called_at = 0.0
         self.configured = configured
         self.settings: Struct = rebased(settings, base)
         self.window = configured.window
@@ -84,6 +88,7 @@ class Served:
 
         async def hook(ctx: Delivery | None) -> None:
             await before_call(self.limit)
+            self.called_at = self.now()
             counted = _counted.get()
             if counted is not None:
                 counted.calls += 1
@@ -95,7 +100,6 @@ class Served:
         self.concurrency = min(concurrency_max, self.spec.concurrency_max)
         self.slots = Slots(self.concurrency)
         self._shadow: Connector[Any, Any] | None = None
-        self._now = now
         self._warned: tuple[float, int] | None = None
 
     def succeed(self, held: Served) -> None:
@@ -149,7 +153,7 @@ class Served:
         except Exception as exc:  # a connector may fail in any way; the presence of all other targets must not
             logger().error("credential.unknown", target=self.name, error=type(exc).__name__)
             return None
-        left_days = (end.ends_at - self._now()) / DAY_S
+        left_days = (end.ends_at - self.now()) / DAY_S
         step = min((days for days in CREDENTIAL_WARN_DAYS if left_days <= days), default=None)
         if step is None:
             self._warned = None
