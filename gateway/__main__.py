@@ -9,6 +9,7 @@ from pathlib import Path
 
 from schemas import logs
 from schemas.config import load
+from schemas.config_file import ConfigurationFile
 from schemas.errors import ConfigurationError
 
 EXIT_CONFIGURATION = 2
@@ -20,12 +21,13 @@ def run(*, config: Path, pretty: bool = False) -> int:
     Raises:
         ConfigurationError: the file is wrong; all mistakes at once.
     """
+    file = ConfigurationFile(config)
     configuration = load(config)
     logs.configure("gateway", pretty=pretty)
     from gateway.app import Gateway
 
     async def serve() -> int:
-        return await Gateway(configuration, config).run()
+        return await Gateway(configuration, file).run()
 
     try:
         import uvloop

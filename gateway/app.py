@@ -40,14 +40,14 @@ from gateway.refusals import RefusedSignIns
 from gateway.reports_api import reports_router
 from gateway.scim_app import Edge, ScimParts, scim_app
 from gateway.store import Store
-from schemas.config import Configuration, TargetSettings, load
+from schemas.config import Configuration, TargetSettings
+from schemas.config_file import CONFIG_LOOK_EVERY_S, ConfigurationFile
 from schemas.errors import ConfigurationError
 from schemas.logs import logger, register_secret
 from schemas.specs import Spec
 from schemas.topology import PRESENCE_TTL_S
 
 PEPPER_FILE = "keys.pepper"
-CONFIG_LOOK_EVERY_S = 2.0
 RESTART_WAIT_S = 1.0
 OPERATOR_TOKEN_BYTES = 32
 CANCEL_WAIT_S = 1.0
@@ -101,6 +101,11 @@ class Presences:
                 self._digests[name] = digest
                 self._changed(name, spec, digest)
 
+    def hear_again(self, targets: Iterable[str]) -> None:
+        """What was said of these before anybody knew them counts as news when it is said again."""
+        for name in targets:
+            self._digests.pop(name, None)
+
     def remember(self, target: str, spec: Spec) -> None:
         """A spec known from an earlier run, until a worker says otherwise."""
         self._specs.setdefault(target, spec)
@@ -130,13 +135,13 @@ class Gateway:
 
     Args:
         config: the checked configuration.
-        source: the file it came from; looked at again when it changes.
+        file: where it came from; what changes there about targets counts without a restart.
     """
 
-    def __init__(self, config: Configuration, source: Path) -> None:
+    def __init__(self, config: Configuration, file: ConfigurationFile) -> None:
         self.config = config
-        self.source = source
-        self.base = source.resolve().parent
+        self.file = file
+        self.base = file.path.resolve().parent
         self.targets: Mapping[str, TargetSettings] = config.targets
         self.stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -326,19 +331,17 @@ class Gateway:
 
     async def _look_at_config(self) -> None:
         """A changed file is checked whole and swapped in; a bad one changes nothing."""
-        seen = self.source.stat().st_mtime_ns
         while True:
             await asyncio.sleep(CONFIG_LOOK_EVERY_S)
-            now = self.source.stat().st_mtime_ns
-            if now == seen:
-                continue
-            seen = now
             try:
-                fresh = load(self.source)
+                fresh = self.file.changed()
             except ConfigurationError as exc:
                 log.error("config.refused", problems=len(exc.problems), detail=str(exc))
                 continue
+            if fresh is None:
+                continue
             was, self.targets = self.targets, fresh.targets
+            self.presences.hear_again(name for name in fresh.targets if name not in was)
             self.metrics.know(fresh.targets)
             await self._leave_shadow(
                 name
@@ -427,6 +430,7 @@ class Gateway:
             metrics=self.metrics,
             refused=self.refused,
             overload=self.overload.view,
+            config_problems=lambda: self.file.problems,
             ask_worker=self.bus.ask,
             scim_openapi=lambda target: scim.openapi(public_url, target),
         )

@@ -76,11 +76,13 @@ class Served(Struct, frozen=True):
         workers: ids of the workers that take its events.
         problems: why workers that know it do not.
         credential: when the product's credential ends, where the connector knows.
+        kept: why workers that serve it do so as it was configured before.
     """
 
     workers: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     credential: Credential | None = None
+    kept: tuple[str, ...] = ()
 
 
 class Problem(Struct, frozen=True):
@@ -107,6 +109,7 @@ def served_by(presences: Iterable[Mapping[str, Any]], target: str) -> Served:
     """Which workers serve a target, out of the presence documents of all workers."""
     workers: list[str] = []
     problems: list[str] = []
+    kept: list[str] = []
     credential: Credential | None = None
     for presence in presences:
         targets = presence.get("targets")
@@ -115,13 +118,14 @@ def served_by(presences: Iterable[Mapping[str, Any]], target: str) -> Served:
             continue
         if entry.get("serving"):
             workers.append(str(presence.get("worker", "")))
+            kept += [str(problem) for problem in entry.get("problems", ())]
             found = _credential(entry.get("credential"))
             # While workers know different ones, e.g. in the middle of a change, the one that ends first is spoken of.
             if found is not None and (credential is None or found.ends_at < credential.ends_at):
                 credential = found
         else:
             problems += [str(problem) for problem in entry.get("problems", ())]
-    return Served(tuple(sorted(workers)), tuple(dict.fromkeys(problems)), credential)
+    return Served(tuple(sorted(workers)), tuple(dict.fromkeys(problems)), credential, tuple(dict.fromkeys(kept)))
 
 
 def _credential(said: Any) -> Credential | None:
@@ -154,7 +158,7 @@ def problems_of(
     found: list[Problem] = []
     if not served.workers:
         why = f" ({served.problems[0]})" if served.problems else ""
-        remedy = "Correct the setting and restart the worker" if served.problems else "Start one"
+        remedy = "Correct the setting" if served.problems else "Start one"
         found.append(
             Problem(
                 "no_worker",
@@ -176,6 +180,11 @@ def problems_of(
                 if refused
                 else f"It is probed by itself; at once with: provgate target probe {name}",
             )
+        )
+    if served.kept:
+        phrase = f"works as it was configured before ({served.kept[0]})"
+        found.append(
+            Problem("configuration", False, phrase, "Correct the setting; see what is wrong with: provgate check")
         )
     if target.paused_by is not None:
         reason = f": {target.paused_reason}" if target.paused_reason else ""

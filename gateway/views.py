@@ -144,7 +144,10 @@ class WaitingView(Struct, frozen=True, kw_only=True):
 
 
 class StatusView(Struct, frozen=True, kw_only=True):
-    """The overview: one sentence, every target, what waits and why, and what is left out for want of time."""
+    """The overview: one sentence, every target, what waits and why, and what is left out for want of time.
+
+    `config_problems`: mistakes in the configuration file as it is now, path first; until they are gone an earlier one holds.
+    """
 
     at: float
     sentence: str
@@ -153,6 +156,7 @@ class StatusView(Struct, frozen=True, kw_only=True):
     targets: tuple[TargetView, ...]
     waiting: tuple[WaitingView, ...]
     overload: OverloadView | None = None
+    config_problems: tuple[str, ...] = ()
 
 
 class TargetsView(Struct, frozen=True):

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from schemas import logs
 from schemas.config import Configuration, load
+from schemas.config_file import ConfigurationFile
 from schemas.errors import ConfigurationError
 
 EXIT_CONFIGURATION = 2
@@ -28,13 +29,21 @@ EXIT_CONFIGURATION = 2
 T = TypeVar("T")
 
 
-def run(config: Configuration, base: Path, targets: Sequence[str] = (), *, pretty: bool = False) -> int:
+def run(
+    config: Configuration,
+    base: Path,
+    targets: Sequence[str] = (),
+    *,
+    file: ConfigurationFile | None = None,
+    pretty: bool = False,
+) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code. A second signal ends the process at once.
 
     Args:
         config: the whole configuration; every process is given the same file.
         base: folder of the file; relative secret files are found from there.
         targets: names to serve; by default what `[worker]` says, and all targets when that says nothing.
+        file: where `config` came from; what changes there about targets counts without a restart.
         pretty: log lines for a person at a terminal.
 
     Raises:
@@ -45,9 +54,11 @@ def run(config: Configuration, base: Path, targets: Sequence[str] = (), *, prett
         known = ", ".join(sorted(config.targets)) or "none"
         problems = [f"targets.{name}: is not configured; there are: {known}" for name in targets]
         raise ConfigurationError("worker", problems)
-    levels = {configured.log_level for configured in config.targets.values()}
-    logs.configure("worker", level="debug" if "debug" in levels else "information", pretty=pretty)
-    return _looped(_serve(config, base, targets))
+    logs.configure("worker", level="debug", pretty=pretty)
+    with logs.at_level(
+        "information"
+    ):  # of what belongs to no target; every target has a level of its own, which may change
+        return _looped(_serve(config, base, targets, file))
 
 
 def check(config: Configuration, base: Path, target: str) -> int:
@@ -60,10 +71,10 @@ def check(config: Configuration, base: Path, target: str) -> int:
     return _looped(_check(config, base, target))
 
 
-async def _serve(config: Configuration, base: Path, targets: Sequence[str]) -> int:
+async def _serve(config: Configuration, base: Path, targets: Sequence[str], file: ConfigurationFile | None) -> int:
     from workers.app import Worker
 
-    worker = Worker(config, base, targets)
+    worker = Worker(config, base, targets, file=file)
     asked_to_stop = False
 
     def on_signal(number: int) -> None:
@@ -115,11 +126,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("targets", nargs="*", help="targets to serve; all by default")
     given = parser.parse_args(arguments)
     try:
+        file = ConfigurationFile(given.config)
         config = load(given.config)
         base = given.config.resolve().parent
         if given.check:
             return check(config, base, given.check)
-        return run(config, base, given.targets, pretty=sys.stderr.isatty())
+        return run(config, base, given.targets, file=file, pretty=sys.stderr.isatty())
     except ConfigurationError as exc:
         print(exc, file=sys.stderr)
         return EXIT_CONFIGURATION

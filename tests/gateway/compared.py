@@ -21,6 +21,7 @@ from gateway.lifecycle import Row
 from gateway.reports_store import Report, kept_findings, last_report
 from gateway.spool import Finding
 from schemas.config import Configuration, parse
+from schemas.config_file import ConfigurationFile
 from schemas.states import State
 from tests.conftest import NatsServer, free_port
 from tests.gateway.operated import Ended, _blank_store, _typed
@@ -149,7 +150,7 @@ async def compared(
     loop = asyncio.get_running_loop()
     async with running(product) as url:
         config = a_configuration(nats.url, url, secret, reconcile=reconcile, more=more)
-        gateway = Gateway(config, source)
+        gateway = Gateway(config, ConfigurationFile(source))
         serving = asyncio.create_task(gateway.run())
         at_work = Worker(config, folder)
         working = asyncio.create_task(at_work.run()) if worker else None

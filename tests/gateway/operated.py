@@ -148,6 +148,7 @@ class Operated:
             name: TargetSettings(connector="observe", title=name.title(), brake=BrakeSettings(enabled=False))
             for name in (ALPHA, BETA)
         }
+        self.config_problems: tuple[str, ...] = ()
         self.url = ""
         clock = WallClock()
         count = itertools.count(1)
@@ -175,6 +176,7 @@ class Operated:
             targets=lambda: self.configured,
             clock=clock,
             workers_seen=lambda: self.workers,
+            config_problems=lambda: self.config_problems,
             live_events=self.live.listen,
             public_url="https://provgate.example.com",
             new_id=lambda: f"event-{next(count):06d}",

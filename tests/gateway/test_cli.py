@@ -79,6 +79,22 @@ async def test_the_status_of_one_target_does_not_say_that_it_is_the_only_one(her
     assert (await here.typed("status", ALPHA)).out.splitlines()[0] == "alpha is working."
 
 
+async def test_a_file_or_a_target_that_goes_on_as_configured_before_is_said_with_its_mistake(here: Operated) -> None:
+    """Nobody believes that what stands in the file is in force: neither gateway nor worker keeps its refusal to the log."""
+    here.config_problems = ("targets.alpha.tokn: not a setting",)
+    worker = worker_of(ALPHA, BETA)
+    worker["targets"][BETA]["problems"] = ["targets.beta.settings.base_url: must be a text"]
+    here.workers = [worker]
+
+    ended = await here.command("status", "--exit-code")
+
+    assert "targets.alpha.tokn: not a setting" in ended.out
+    assert "beta works as it was configured before (targets.beta.settings.base_url: must be a text)" in " ".join(
+        ended.out.split()
+    )
+    assert ended.code == 1
+
+
 async def test_a_filter_by_a_target_that_never_was_is_a_mistake_and_not_an_empty_list(here: Operated) -> None:
     """A slip in a target's name must not look like "nothing to do"."""
     for command in (
@@ -210,8 +226,17 @@ async def test_json_answers_have_the_shapes_of_the_api(here: Operated) -> None:
     """Every command with --json prints one JSON document and nothing else."""
     resource = await here.dead("ada")
     expected = {
-        ("status",): {"at", "sentence", "fine", "bus_connected", "targets", "waiting", "overload"},
-        ("status", ALPHA): {"at", "sentence", "fine", "bus_connected", "targets", "waiting", "overload"},
+        ("status",): {"at", "sentence", "fine", "bus_connected", "targets", "waiting", "overload", "config_problems"},
+        ("status", ALPHA): {
+            "at",
+            "sentence",
+            "fine",
+            "bus_connected",
+            "targets",
+            "waiting",
+            "overload",
+            "config_problems",
+        },
         ("dead", "list"): {"at", "total", "causes", "items"},
         ("held", "list"): {"at", "total", "causes", "items"},
         ("user", "show", resource): {"at", "total", "found"},

@@ -16,7 +16,7 @@ import pytest_asyncio
 from nats.aio.client import Client
 
 from schemas import topology
-from schemas.config import Configuration, parse
+from schemas.config import parse
 from schemas.events import (
     ACT_BEFORE_HEADER,
     Begin,
@@ -135,9 +135,9 @@ def an_event(
     return ProvisioningEvent(**{**known, **fields})
 
 
-def a_configuration(url: str, shelf_url: str, more: str = "") -> Configuration:
+def configuration_text(url: str, shelf_url: str, more: str = "") -> str:
     """One target `shelf`; `more` is further TOML."""
-    return parse(
+    return (
         f'[nats]\nurl = "{url}"\n[worker]\nconcurrency_max = 4\ndrain_s = 5\n'
         f'[targets.shelf]\nconnector = "shelf"\n[targets.shelf.settings]\nbase_url = "{shelf_url}"\n{more}'
     )
@@ -195,7 +195,7 @@ async def start_worker(nats_server: NatsServer, shelf: ShelfServer, installed: N
     running: list[tuple[Worker, asyncio.Task[int]]] = []
 
     async def start(more: str = "", *, wait: bool = True, **arguments: Any) -> Worker:
-        config = a_configuration(nats_server.url, shelf.url, more)
+        config = parse(configuration_text(nats_server.url, shelf.url, more))
         worker = Worker(config, Path("."), **arguments)
         task = asyncio.create_task(worker.run())
         running.append((worker, task))
