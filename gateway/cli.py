@@ -919,19 +919,21 @@ def connector_new(
 
 
 @_connector.command(
-    name="test", help_epilogue="Examples:\n  provgate connector test talkdesk\n  provgate connector test toy --json"
+    name="test",
+    help_epilogue="Examples:\n  provgate connector test talkdesk\n  provgate connector test toy lost_answer rename\n"
+    "  provgate connector test toy --json",
 )
 def connector_test(
     name: Annotated[str, Parameter(help="The connector, see: provgate connector list")],
     /,
-    *,
+    *promises: Annotated[str, Parameter(help="Only these promises; without any, all of them.")],
     as_json: AsJson = False,
 ) -> int:
     """Try every promise of a connector against its emulated product, which misbehaves. Ends with 1 when one is broken."""
     from schemas import logs
 
     logs.configure("connector test", level="warning")  # the table says what happened; calls one by one would bury it
-    return _started(_kit().try_connector(name, as_json=as_json))
+    return _started(_kit().try_connector(name, promises, as_json=as_json))
 
 
 @_connector.command(

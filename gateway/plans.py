@@ -22,8 +22,9 @@ from gateway.lifecycle import InvariantBroken, Row
 from gateway.messages import ScimError
 from gateway.patch import MemberChange
 from gateway.store import Reader
+from gateway.waits import waits_for_name
 from schemas.config import TargetSettings
-from schemas.events import Reason, Step, identity
+from schemas.events import Reason, Step, decode_event, encode, identity
 from schemas.plans import NOT_SENT, Planned, WouldCall
 from schemas.specs import Spec
 from schemas.states import SHADOW, Change, State
@@ -179,6 +180,10 @@ def drafted(row: Row, ledger: Ledger, connector: str, now: float) -> Draft:
         lifecycle.dispatch(row, now, ledger, connector)
     except InvariantBroken as exc:
         row.body, row.reason = None, Reason(code="invariant", message=f"An internal rule stops it ({exc}).")
+    if row.body is not None and (
+        notes := ledger.notes_of(row.id)
+    ):  # what was noted before decides, too: who was invited
+        row.body = encode(msgspec.structs.replace(decode_event(row.body), notes=tuple(notes)))
     return Draft(row=row, event=row.body, due=due, remarks=tuple(remarks))
 
 
@@ -239,6 +244,10 @@ def _judged(said: Planned, owner: Row | None, row: Row) -> tuple[Would, str, Rea
     calls = explain.counted(len(said.calls) + said.left_out, "call")
     message = said.reason.message if said.reason is not None else ""
     match said.result:
+        case "rejected" if (
+            said.reason is not None and waits_for_name(said.reason) and row.acknowledged >= row.generation
+        ):
+            return "wait", f"Entra was told success, so it would wait: {message}", None
         case "rejected" | "poison":
             return "refuse", "It would be refused.", said.reason
         case "found" if row.deleted:

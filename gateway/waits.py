@@ -43,9 +43,14 @@ def _told_apart(outcome: Outcome) -> Outcome:
     return msgspec.structs.replace(outcome, blocked_on=f"{PRODUCTS}{on}")
 
 
+def waits_for_name(reason: Reason) -> bool:
+    """Whether a refusal is about a name the product does not have yet."""
+    return reason.code.startswith("unknown_") and bool(reason.names)
+
+
 def _named(row: Row, outcome: Outcome) -> Outcome:
     reason = outcome.reason
-    if reason is None or not reason.code.startswith("unknown_") or not reason.names:
+    if reason is None or not waits_for_name(reason):
         return outcome
     if row.acknowledged < outcome.generation or row.generation > outcome.generation:
         return outcome  # Entra is told, or has a newer wish

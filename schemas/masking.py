@@ -13,6 +13,7 @@ _NOT_PERSONAL = re.compile(
     re.IGNORECASE,
 )
 _ADDRESS = re.compile(r"([^\s@<>\"',;:()\[\]])[^\s@<>\"',;:()\[\]]*@([\w.-]+)")
+_OPAQUE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _QUOTED_NUMBER = re.compile(r'"\+?\d{6,}"')
 
 
@@ -53,6 +54,8 @@ def mask_body(value: Any, path: str = "", *, depth: int = 0) -> Any:
         return [mask_body(inner, path, depth=depth + 1) for inner in value]
     if isinstance(value, bool) or value is None or not is_personal(path):
         return value
+    if isinstance(value, str) and _OPAQUE.fullmatch(value):
+        return value  # an object id or an account's id: tells nothing, and which account is meant is what a reader wants to know
     return mask(value) if isinstance(value, str) and value else value if value == "" else "•••"
 
 

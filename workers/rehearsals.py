@@ -144,6 +144,7 @@ def shadowed(done: Rehearsed, event: ProvisioningEvent) -> Outcome:
         sightings=(),
         observed_active=None,
         notes=(),
+        wait_max_s=None,
         steps=tuple(steps),
     )
     if outcome.result not in _SETTLED:

@@ -60,7 +60,7 @@ async def rehearsed(
     since = await product.now()
     ada, eve = an_address("ada"), an_address("eve")
     made = await to_talkdesk.create(a_talkdesk_user(ada))
-    refused = await to_talkdesk.create(a_talkdesk_user(eve, role="Wizard"))
+    refused = await to_talkdesk.create(a_talkdesk_user(eve, name={"givenName": "Eve"}))
     gone = await to_talkdesk.create(a_talkdesk_user())
     assert [said.status for said in (made, refused, gone)] == [201, 201, 201]
     assert max(said.took_s for said in (made, refused, gone)) < 2.0, "nobody waits for what will not come"
@@ -73,6 +73,6 @@ async def rehearsed(
     assert ada not in str(view)
     assert await product.effects(since) == []
     plan = await system.provgate("plan", "talkdesk", ada)
-    assert (plan["would"], plan["shadow"], len(plan["calls"])) == ("apply", True, 1)
+    assert (plan["would"], plan["shadow"], len(plan["calls"])) == ("create", True, 1)
     assert await product.effects(since) == []
     return ada, refused.id, since

@@ -15,13 +15,16 @@ import msgspec
 import pytest_asyncio
 
 from connectors.contract import Delivery
-from deploy.emulators.harness import running
+from deploy.emulators.bobs_business import BobsBusinessEmulator
+from deploy.emulators.harness import Emulator, running
 from deploy.emulators.talkdesk import TalkdeskEmulator
 from gateway.checks import run_checks
 from gateway.cli import FINE, NOT_FINE, UNREACHABLE, WRONG_USE
 from gateway.lifecycle import Row
+from gateway.patch import MemberChange
 from schemas.config import BrakeSettings, TargetSettings, load
 from schemas.events import decode_event
+from schemas.resources import GROUP_SCHEMA
 from schemas.states import SHADOW, State
 from tests.gateway.operated import ALPHA, BETA, COLUMNS, Ended, Operated, a_user, operated
 from workers.control import answer
@@ -48,14 +51,18 @@ class Mine:
 class Staged:
     """A gateway whose target alpha is an emulated Talkdesk, served by a worker's code."""
 
-    def __init__(self, here: Operated, emulator: TalkdeskEmulator, url: str, folder: Path) -> None:
-        self.here, self.emulator, self.folder = here, emulator, folder
-        self.settings = {
-            "base_url": f"{url}/scim/v2",
-            "allow_loopback": True,
+    def __init__(
+        self, here: Operated, emulator: Emulator, url: str, folder: Path, *, connector: str = "talkdesk"
+    ) -> None:
+        self.here, self.emulator, self.folder, self.connector = here, emulator, folder, connector
+        own: dict[str, Any] = {
             "token": {"file": "token"},
             "roles": ["Agent", "Supervisor"],
+            "base_url": f"{url}/scim/v2",
         }
+        if connector == "bobs_business":
+            own = {"api_key": {"file": "token"}, "tenant_url": f"{url}/scim/v2"}
+        self.settings = {"allow_loopback": True, **own}
         self.configure()
         self.served = Served(ALPHA, here.configured[ALPHA], folder, concurrency_max=4, before_call=_no_limit)
         self.listening = True
@@ -66,7 +73,7 @@ class Staged:
         self.here.configured = {
             **self.here.configured,
             ALPHA: TargetSettings(
-                connector="talkdesk", settings=self.settings, brake=BrakeSettings(enabled=False), **target
+                connector=self.connector, settings=self.settings, brake=BrakeSettings(enabled=False), **target
             ),
         }
 
@@ -130,7 +137,8 @@ async def test_a_plan_is_a_verdict_the_account_and_the_calls_within_100_columns(
     ended = await staged.typed("plan", ALPHA, "ada@contoso.example")
 
     assert (ended.code, ended.err) == (FINE, "")
-    assert "apply" in ended.out
+    assert "would be made" in ended.out
+    assert f"Calls to {staged.settings['base_url'].removesuffix('/scim/v2')}, in order" in ended.out
     assert "POST /scim/v2/Users" in ended.out
     assert "Normalized account" in ended.out
     assert "ada@contoso.example" not in ended.out
@@ -163,9 +171,9 @@ async def test_deletion_and_deactivation_are_planned_of_a_user_who_is_there(stag
     inactive = json.loads((await staged.typed("plan", ALPHA, resource, "--inactive", "--json")).out)
     deleted = json.loads((await staged.typed("plan", ALPHA, resource, "--delete", "--json")).out)
 
-    assert (inactive["would"], inactive["change"]) == ("apply", "deactivate")
+    assert (inactive["would"], inactive["change"]) == ("disable", "deactivate")
     assert inactive["calls"][-1]["body"]["active"] is False
-    assert (deleted["would"], deleted["change"]) == ("apply", "delete")
+    assert (deleted["would"], deleted["change"]) == ("delete", "delete")
     assert deleted["calls"]
     assert staged.writes() == writes
     row = await staged.here.row(resource)
@@ -173,13 +181,15 @@ async def test_deletion_and_deactivation_are_planned_of_a_user_who_is_there(stag
 
 
 async def test_a_refusal_is_shown_as_entra_would_see_it_and_ends_with_1(staged: Staged) -> None:
-    """Status, scimType and detail are those of the SCIM error; a bad document is refused by the SCIM rules already."""
+    """Status, scimType and detail of the SCIM error; a wish that was acknowledged waits for the name instead, and that is said."""
+    file = staged.folder / "user.json"
+    file.write_text(json.dumps(a_user("eve", **{TALKDESK: {"rolesString": "Wizard"}})), encoding="utf-8")
+    ended = await staged.typed("plan", ALPHA, "--file", str(file))
+    machine = json.loads((await staged.typed("plan", ALPHA, "--file", str(file), "--json")).out)
+    file.write_text('{"userName": [1, 2]}', encoding="utf-8")
+    document = await staged.typed("plan", ALPHA, "--file", str(file), "--json")
     await staged.arrives("eve", role="Wizard")
-    ended = await staged.typed("plan", ALPHA, "eve@contoso.example")
-    machine = json.loads((await staged.typed("plan", ALPHA, "eve@contoso.example", "--json")).out)
-    bad = staged.folder / "bad.json"
-    bad.write_text('{"userName": [1, 2]}', encoding="utf-8")
-    document = await staged.typed("plan", ALPHA, "--file", str(bad), "--json")
+    stored = json.loads((await staged.typed("plan", ALPHA, "eve@contoso.example", "--json")).out)
 
     assert ended.code == NOT_FINE
     assert "Entra sees: 400 invalidValue" in ended.out
@@ -187,6 +197,7 @@ async def test_a_refusal_is_shown_as_entra_would_see_it_and_ends_with_1(staged: 
     assert (machine["would"], machine["refusal"]["status"], machine["calls"]) == ("refuse", 400, [])
     assert document.code == NOT_FINE
     assert json.loads(document.out)["refusal"]["status"] == 400
+    assert (stored["would"], stored["refusal"], "'Wizard'" in stored["sentence"]) == ("wait", None, True)
 
 
 async def test_a_document_that_is_not_stored_can_be_planned(staged: Staged) -> None:
@@ -200,11 +211,84 @@ async def test_a_document_that_is_not_stored_can_be_planned(staged: Staged) -> N
     file.write_text(json.dumps(a_user("ada", **{TALKDESK: {"rolesString": "Supervisor"}})), encoding="utf-8")
     known = json.loads((await staged.typed("plan", ALPHA, "--file", str(file), "--json")).out)
 
-    assert (new["would"], new["resource"], new["change"]) == ("apply", None, "create")
+    assert (new["would"], new["resource"], new["change"]) == ("create", None, "create")
     assert new["calls"][0]["method"] == "POST"
-    assert (known["would"], known["resource"], known["change"]) == ("apply", resource, "update")
+    assert (known["would"], known["resource"], known["change"]) == ("update", resource, "update")
     assert known["calls"][0]["url"] == f"/scim/v2/Users/{account}"
     assert staged.writes() == 1
+
+
+async def test_a_plan_says_truly_what_would_become_of_the_account(staged: Staged) -> None:
+    """One account through its life: made, applied already, changed, off, on again, removed; never a create that is none."""
+    file = staged.folder / "user.json"
+
+    async def would(*what: str, **changes: Any) -> tuple[str, bool, list[bool]]:
+        if changes:
+            file.write_text(json.dumps({**a_user("ada", **{TALKDESK: {"rolesString": "Agent"}}), **changes}))
+            what = ("--file", str(file))
+        plan = json.loads((await staged.typed("plan", ALPHA, *what, "--json")).out)
+        return plan["would"], plan["due"], [call["same"] for call in plan["calls"]]
+
+    ada = await staged.arrives("ada")
+    assert await would(ada) == ("create", True, [False])
+    await staged.work(ada)
+    assert await would(ada) == ("nothing", False, [True]), "the PUT repeats what is there"
+    shown = (await staged.typed("plan", ALPHA, ada)).out
+    assert "(the product holds this already)" in shown
+    assert "All that Entra asked for is applied" in " ".join(shown.split())
+    assert await would(name={"givenName": "Adele", "familyName": "Example"}) == ("update", True, [False])
+    assert await would(ada, "--inactive") == ("disable", True, [False])
+    seen = await staged.here.row(ada)
+    await staged.here.intake.change(ALPHA, "user", seen, lambda base: {**base, "active": False})
+    await staged.here.settled()
+    await staged.work(ada)
+    assert await would(ada, "--inactive") == ("nothing", True, [True])
+    assert await would(active=True) == ("enable", True, [False])
+    assert (await would(ada, "--delete"))[0] == "delete"
+    writes = [call["method"] for call in staged.emulator.journal.effects()]
+    assert writes == ["POST", "PUT"], "plans wrote nothing"
+
+
+async def test_a_group_is_planned_with_the_calls_for_its_members(tmp_path: Path) -> None:
+    """By name, by id and from a document; a member without an account is named; members are put in and taken out by id."""
+    secret = tmp_path / "token"
+    secret.write_text(TOKEN, encoding="utf-8")
+    secret.chmod(0o600)
+    emulator = BobsBusinessEmulator(token=TOKEN, rate_per_s=0)
+    async with operated(tmp_path / "data") as here, running(emulator) as url:
+        staged = Staged(here, emulator, url, tmp_path, connector="bobs_business")
+        ada, bob = await here.created("ada", ALPHA), await here.created("bob", ALPHA)
+        accounts = {one: (await staged.work(one)).account_id for one in (ada, bob)}
+        cyd = await here.created("cyd", ALPHA)
+        made = await here.intake.create(
+            ALPHA, "group", {"displayName": "Sales"}, members=(MemberChange("add", (ada, cyd)),)
+        )
+        assert made.row is not None
+        group = made.row.id
+
+        async def planned(*what: str) -> Any:
+            return json.loads((await staged.typed("plan", ALPHA, *what, "--json")).out)
+
+        new = await planned("Sales")
+        assert (new["kind"], new["resource"], new["would"]) == ("group", group, "create")
+        assert [call["method"] for call in new["calls"]] == ["POST", "PATCH"]
+        assert accounts[ada] in json.dumps(new["calls"][1]["body"])
+        assert any(cyd in text for text in new["warnings"])
+        await staged.work(group)
+        file = tmp_path / "group.json"
+        document = {"schemas": [GROUP_SCHEMA], "displayName": "Sales", "members": [{"value": bob}]}
+        file.write_text(json.dumps(document), encoding="utf-8")
+        before = await here.row(group)
+        changed = await planned("--file", str(file))
+        sent = json.dumps(changed["calls"])
+        assert (changed["would"], accounts[ada] in sent, accounts[bob] in sent) == ("update", True, True)
+        assert await here.row(group) == before, "the trial was undone"
+        assert (await planned(group, "--delete"))["would"] == "delete"
+        wrong = await staged.typed("plan", ALPHA, group, "--inactive")
+        assert (wrong.code, "cannot be deactivated" in wrong.err) == (WRONG_USE, True)
+        assert (await staged.typed("plan", ALPHA, ada, "--group")).code == WRONG_USE
+        assert staged.writes() == 4, "two users, a group and its member"
+        await staged.served.close()
 
 
 async def test_shown_values_are_recorded(staged: Staged) -> None:
@@ -261,7 +345,7 @@ async def test_shadow_mode_rehearses_keeps_the_wish_open_and_delivers_when_it_en
 
     assert moved == 2
     assert (await staged.work(ada)).state is State.APPLIED
-    assert (await staged.work(eve)).state is State.DEAD
+    assert (await staged.work(eve)).blocked_on == "role:Wizard"
     assert staged.writes() == 1
     assert await here.store.run(lambda ledger: ledger.leave_shadow(ALPHA, time.time())) == 0
 
