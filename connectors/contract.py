@@ -161,7 +161,7 @@ class Connector(Generic[Settings, Account]):
 
     spec: ClassVar[Spec]
     settings_type: ClassVar[type[Struct]]
-    reading_calls: ClassVar[frozenset[tuple[str, str]]] = frozenset()
+    reading_calls: frozenset[tuple[str, str]] = frozenset()
     """Calls that change nothing although they are no GET, e.g. `("POST", "/users/search")`: a rehearsal sends them, too."""
     example: ClassVar[str] = ""
     """A target in TOML as an operator writes it; printed into the page, and read by a test."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct
 
-from connectors.contract import Auth
+from connectors.contract import Auth, Delivery, VendorHttp
 from connectors.http import Basic, Bearer, ClientCredentials, address_problem
 from schemas.config import Mistakes, Secret
 from schemas.resources import ENTERPRISE_SCHEMA, USER_SCHEMA, Address, Enterprise, Manager, Name, User
@@ -162,18 +162,41 @@ def _of_extension(user: User, parts: ScimPath) -> Any:
     return UNSET
 
 
+class Together:
+    """Several credentials with every call, each in a header of its own."""
+
+    def __init__(self, parts: Sequence[Auth]) -> None:
+        self._parts = tuple(parts)
+
+    def connect(self, sibling: Callable[[str], VendorHttp]) -> None:
+        """All of them."""
+        for part in self._parts:
+            part.connect(sibling)
+
+    async def headers(self, ctx: Delivery | None) -> Mapping[str, str]:
+        """Raises: what any of them raises."""
+        return {name: value for part in self._parts for name, value in (await part.headers(ctx)).items()}
+
+    async def renew(self, ctx: Delivery | None) -> bool:
+        """True when any has changed; all are asked, because nobody knows which was refused."""
+        return any([await part.renew(ctx) for part in self._parts])
+
+
 class SignIn(Struct, frozen=True, kw_only=True):
     """How calls to a product are signed."""
 
     way: Annotated[
-        Literal["bearer", "header", "basic", "client_credentials", "none"],
+        Literal["bearer", "header", "basic", "basic_key", "client_credentials", "none"],
         Meta(
-            description="bearer token, a header of another form, name and password, OAuth client credentials, nothing"
+            description="bearer token, a header of another form, name and password, a key in place of the name, "
+            "OAuth client credentials, nothing"
         ),
     ] = "bearer"
-    token: Annotated[Secret | None, Meta(description="bearer, header: the credential, as a reference")] = None
+    token: Annotated[Secret | None, Meta(description="bearer, header, basic_key: the credential, as a reference")] = None
     header: Annotated[str, Meta(description="header: its name")] = "Authorization"
-    scheme: Annotated[str, Meta(max_length=40, description='text before the credential; "" sends it alone')] = "Bearer"
+    scheme: Annotated[
+        str, Meta(max_length=40, description='text before the credential and a blank; after a last "=" no blank')
+    ] = "Bearer"
     username: Annotated[str | None, Meta(description="basic")] = None
     password: Annotated[Secret | None, Meta(description="basic, as a reference")] = None
     client_id: Annotated[str | None, Meta(description="client_credentials")] = None
@@ -181,6 +204,12 @@ class SignIn(Struct, frozen=True, kw_only=True):
     token_url: Annotated[str | None, Meta(description="client_credentials: the token endpoint")] = None
     scope: Annotated[str, Meta(description="client_credentials: scopes, separated by blanks")] = ""
     form: Annotated[dict[str, str], Meta(description="client_credentials: further fields of the token request")] = {}
+    client_in: Annotated[
+        Literal["header", "body"], Meta(description="client_credentials: where id and secret are sent")
+    ] = "header"
+    also: Annotated[
+        dict[str, Secret], Meta(max_length=5, description="further headers whose values are credentials, as references")
+    ] = {}
 
     def __post_init__(self) -> None:
         needed = _NEEDED[self.way]
@@ -197,18 +226,39 @@ class SignIn(Struct, frozen=True, kw_only=True):
             found.append(("username", "must not contain a colon (RFC 7617 section 2)"))
         if _HEADER.fullmatch(self.header) is None:
             found.append(("header", "is not the name of a header"))
+        found += [
+            (f"also.{name}", "is not the name of a header" if _HEADER.fullmatch(name) is None else "is sent already")
+            for name in self.also
+            if _HEADER.fullmatch(name) is None or name.casefold() in self._own_headers()
+        ]
+        if self.client_in == "body" and self.way != "client_credentials":
+            found.append(("client_in", f'means nothing with way = "{self.way}"'))
         if any(ord(char) < 32 or ord(char) > 126 for char in self.scheme):
             found.append(("scheme", "must be plain text on one line"))
         if found:
             raise Mistakes(found)
 
+    def _own_headers(self) -> set[str]:
+        return {"authorization", *((self.header.casefold(),) if self.way == "header" else ())}
+
+    def header_names(self) -> set[str]:
+        """Headers that carry credentials, in small letters."""
+        return {*self._own_headers(), *(name.casefold() for name in self.also)}
+
     def auth(self) -> Auth | None:
         """What signs the calls."""
+        first = self._first()
+        further = [Bearer(secret, scheme="", header=name) for name, secret in self.also.items()]
+        return Together((*(() if first is None else (first,)), *further)) if further else first
+
+    def _first(self) -> Auth | None:
         match self.way:
             case "none":
                 return None
             case "basic" if self.username is not None and self.password is not None:
                 return Basic(self.username, self.password)
+            case "basic_key" if self.token is not None:
+                return Basic("", self.token, is_name=True)
             case "client_credentials" if (
                 self.client_id is not None and self.client_secret is not None and self.token_url is not None
             ):
@@ -219,6 +269,7 @@ class SignIn(Struct, frozen=True, kw_only=True):
                     client_secret=self.client_secret,
                     form={**self.form, **scope},
                     scheme=self.scheme,
+                    in_body=self.client_in == "body",
                 )
             case _:
                 assert self.token is not None, "refused by the settings"
@@ -230,6 +281,7 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
     "bearer": ("token",),
     "header": ("token",),
     "basic": ("username", "password"),
+    "basic_key": ("token",),
     "client_credentials": ("client_id", "client_secret", "token_url"),
     "none": (),
 }

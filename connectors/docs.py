@@ -104,14 +104,22 @@ def _attribute(attribute: Attribute) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _settings(type_: type[msgspec.Struct], at: str = "") -> list[str]:
-    """A row for every setting, and for those of the tables inside it."""
+def _settings(
+    type_: type[msgspec.Struct], at: str = "", told: dict[type[msgspec.Struct], str] | None = None
+) -> list[str]:
+    """A row for every setting, and for those of the tables inside it; tables of one kind are told once."""
     rows = []
+    told = {} if told is None else told
     for field in msgspec.structs.fields(type_):
-        rows.append(_setting(field, at))
+        here = f"{at}{field.encode_name}"
         inner, place = _inner(field.type)
+        if inner in told:
+            rows.append(_setting(field, at, f"as `{told[inner]}`"))
+            continue
+        rows.append(_setting(field, at))
         if inner is not None:
-            rows += _settings(inner, f"{at}{field.encode_name}{place}.")
+            told[inner] = here
+            rows += _settings(inner, f"{here}{place}.", told)
     return rows
 
 
@@ -130,12 +138,13 @@ def _inner(type_: Any) -> tuple[type[msgspec.Struct] | None, str]:
     return found[0] if len(found) == 1 else (None, "")
 
 
-def _setting(field: Any, at: str) -> str:
+def _setting(field: Any, at: str, more: str = "") -> str:
     meaning = ""
     if typing.get_origin(field.type) is Annotated:
         meaning = next(
             (extra.description or "" for extra in typing.get_args(field.type)[1:] if isinstance(extra, Meta)), ""
         )
+    meaning = "; ".join(filter(None, (meaning, more)))
     default = "required" if field.required else f"`{_default(field)}`"
     return f"| `{at}{field.encode_name}` | {default} | {meaning} |".replace("\n", " ")
 

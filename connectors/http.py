@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import codecs
 import ipaddress
 import random
 import re
@@ -69,6 +70,8 @@ RATE_JITTER_S = 0.05
 TEXT_CHARS_MAX = 200
 """How much of a product's own message is repeated."""
 TOKEN_MARGIN_S = 60.0
+TOKEN_LIFE_MAX_S = 86_400.0
+"""However long a token is said to live, a new one is got once a day."""
 
 BeforeCall = Callable[[Delivery | None], Awaitable[None]]
 """Called right before every outgoing attempt; whatever it raises reaches the caller unchanged, and no call happens."""
@@ -121,22 +124,19 @@ _SPECIAL = [ipaddress.ip_network(line) for line in """\
 203.0.113.0/24
 224.0.0.0/4
 240.0.0.0/4
-::/127
-64:ff9b:1::/48
-100::/64
 2001::/23
 2001:db8::/32
 3fff::/20
-5f00::/16
-fc00::/7
-fe80::/10
-ff00::/8
 """.splitlines()]  # fmt: skip
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # all of IPv6 that is given out (RFC 4291 section 2.4)
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_][a-z0-9_-]{0,62})*\Z")
+_CLIMBS = re.compile(r"(^|/)(\.|%2e){1,2}(/|$)|%2f|%5c", re.IGNORECASE)
 _NUMERIC_HOST = re.compile(r"(^|\.)(0x[0-9a-f]*|[0-9]+)\.?$", re.IGNORECASE)
 _PART = re.compile(r"\{(\w+)\}")
-_DIGITS = re.compile(r"\+?\d(?:[\s().\-/]*\d){4,}")
+_DIGITS = re.compile(r"\+?\d(?:[\s().\-/_\u2010-\u2015]*\d){4,}")
 _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
-_EMAIL = re.compile(r"[^\s@<>\"'(),;:]+@[^\s@<>\"'(),;:]+")
+_EMAIL = re.compile(r"[^\s@<>\"'(),;:]+(?:@|%40)[^\s@<>\"'(),;:]+")
 _SCHEME = re.compile(r"\b(bearer|basic)\s+\S+", re.IGNORECASE)
 _LONG_RUN = re.compile(r"[A-Za-z0-9_\-+/=.~]{32,}")
 _TEXT_KEYS = ("detail", "message", "description", "error_description", "error", "title")
@@ -150,8 +150,9 @@ def clean(value: Any, *, chars_max: int = TEXT_CHARS_MAX) -> str:
     """A product's text, fit for errors and logs: one line, cut, without secrets, addresses, numbers and tokens."""
     if not isinstance(value, str):
         return ""
-    shown = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in value[: 8 * chars_max])
-    shown = _SCHEME.sub(r"\1 [redacted]", redact_text(shown))
+    whole = redact_text(value)  # before anything is cut: half a secret would not be recognised
+    shown = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in whole[: 8 * chars_max])
+    shown = _SCHEME.sub(r"\1 [redacted]", shown)
     shown = _EMAIL.sub("[address]", shown)
     shown = _DIGITS.sub(lambda hit: hit[0] if _ISO_DATE.fullmatch(hit[0]) else "[number]", shown)
     shown = " ".join(_LONG_RUN.sub("[…]", shown).split())
@@ -173,7 +174,7 @@ def vendor_text(body: Any) -> str:
 def retry_after(headers: Mapping[str, str], *, now: datetime | None = None) -> float | None:
     """Seconds named by Retry-After, as a number or an HTTP date (RFC 9110 section 10.2.3), at most RETRY_AFTER_MAX_S."""
     text = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"\d{1,9}(\.\d{1,6})?", text, re.ASCII):
+    if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
         return min(float(text), RETRY_AFTER_MAX_S)
     try:
         moment = parsedate_to_datetime(text)
@@ -221,10 +222,12 @@ def _meaning(status: int) -> tuple[type[ConnectorError], str]:
 
 def address_problem(base_url: str, *, allow_loopback: bool = False) -> str:
     """Why a base URL must not be used, as the end of a sentence; "" when it may."""
+    if any(not 0x20 < ord(char) < 0x7F or char == "\\" for char in base_url):
+        return "must be plain ASCII without blanks; spell a host with other letters as xn--…"
     try:
         parts = urlsplit(base_url)
-        host = parts.hostname or ""
-        _ = parts.port
+        host = (parts.hostname or "").removesuffix(".")
+        port = parts.port
     except ValueError:
         return "is not a URL"
     if parts.scheme not in ("https", "http") or not host:
@@ -233,9 +236,15 @@ def address_problem(base_url: str, *, allow_loopback: bool = False) -> str:
         return "must not contain credentials"
     if parts.query or parts.fragment:
         return "must not contain ? or #"
-    if _NUMERIC_HOST.search(host) and not _is_ip(host):
+    if _CLIMBS.search(parts.path):
+        return "must not contain . or .. or an encoded slash in its path"
+    if port == 0:
+        return "must not name port 0"
+    if _is_ip(host) != _is_ip(parts.hostname or "") or (not _is_ip(host) and _NUMERIC_HOST.search(host)):
         return "must name its host, or spell its address in the usual way"
-    loopback = host in _LOOPBACK_NAMES
+    if not _is_ip(host) and _HOST.match(host) is None:
+        return "does not name a host"
+    loopback = host in _LOOPBACK_NAMES or host.endswith(".localhost")
     if parts.scheme == "http" and not (allow_loopback and loopback):
         return "must begin with https://" + (" (http only to loopback)" if allow_loopback else "")
     if loopback and not allow_loopback:
@@ -261,16 +270,18 @@ def is_allowed_address(address: str, *, allow_loopback: bool = False) -> bool:
     ip = ipaddress.ip_address(address.split("%", 1)[0])
     inner: ipaddress.IPv4Address | None = None
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour
-        if ip in ipaddress.ip_network("64:ff9b::/96"):
+        inner = ip.sixtofour
+        if ip in _NAT64:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if ip.ipv4_mapped is not None:
             ip = ip.ipv4_mapped
     if ip.is_loopback:
         return allow_loopback
+    if ip.version == 6 and inner is None and ip not in _GLOBAL_UNICAST:
+        return False
     if str(ip) in _PLATFORM_ADDRESSES or any(ip.version == net.version and ip in net for net in _SPECIAL):
         return False
-    return inner is None or ip == inner or is_allowed_address(str(inner))
+    return inner is None or is_allowed_address(str(inner))
 
 
 class PublicResolver(AbstractResolver):
@@ -340,6 +351,11 @@ class Bearer:
         """Raises: Misconfigured when the secret cannot be read."""
         if self._value is None:
             self._value = _revealed(self._secret)
+        if not _fits_a_header(self._value):
+            raise Misconfigured(
+                "The credential holds a line break or another character that cannot be sent; store it anew",
+                code="no_credential",
+            )
         return {self._header: _signed(self._scheme, self._value)}
 
     async def renew(self, ctx: Delivery | None) -> bool:
@@ -469,8 +485,10 @@ class ClientCredentials:
         if not isinstance(token, str) or not token:
             raise Unavailable("The token endpoint answered 200 without an access_token", code="malformed")
         register_secret(token)
+        if not _fits_a_header(token):
+            raise Unavailable("The token endpoint answered 200 with a token that fits no header", code="malformed")
         life_s = body.get("expires_in")
-        life_s = float(life_s) if isinstance(life_s, (int, float)) and life_s > 0 else 3600.0
+        life_s = float(min(life_s, TOKEN_LIFE_MAX_S)) if isinstance(life_s, (int, float)) and life_s > 0 else 3600.0
         self._token = token
         self._good_until = self._clock() + max(life_s / 2, life_s - TOKEN_MARGIN_S)
 
@@ -487,6 +505,10 @@ def _revealed(secret: Secret) -> str:
         raise Misconfigured(f"A credential cannot be read: {'; '.join(exc.problems)}", code="no_credential") from exc
     register_secret(value)
     return value
+
+
+def _fits_a_header(value: str) -> bool:
+    return value.isascii() and value.isprintable()
 
 
 class HttpClient:
@@ -631,6 +653,8 @@ class HttpClient:
         url = self._url(path, parts or {}, query or {})
         body, content_type = _encoded(json, form)
         sent_headers = {**({"Content-Type": content_type} if content_type else {}), **(headers or {})}
+        if not all(_fits_a_header(value) for value in sent_headers.values()):
+            raise ConnectorBug(f"{method} {path}: a header's value cannot be sent", code="bad_header")
         if ctx is not None and ctx.traceparent:
             sent_headers["traceparent"] = ctx.traceparent
         may_repeat = (method in _READS) if idempotent is None else idempotent
@@ -723,6 +747,8 @@ class HttpClient:
                     method, url, data=body, headers=headers, allow_redirects=False, trace_request_ctx=sent
                 ) as raw,
             ):
+                if raw.status < 200:  # 101 would be another protocol, and 0xx is none
+                    raise _BadContent("which ends no request")
                 sent.status = raw.status
                 answer_headers = {name.lower(): value for name, value in raw.headers.items()}
                 content = await self._content(raw)
@@ -758,7 +784,7 @@ class HttpClient:
         except _BadContent as exc:
             if sent.status < 300:
                 raise Unavailable(
-                    f"{self.product} answered {sent.status} to {method} {path} with {exc}",
+                    f"{self.product} answered {sent.status or 'a status'} to {method} {path} {exc}",
                     code="malformed",
                     ambiguous=write,
                 ) from None
@@ -769,7 +795,7 @@ class HttpClient:
         if status == 204 or not content.strip() or method == "HEAD":
             return VendorResponse(status=status, body=None, headers=headers)
         try:
-            body = msgspec.json.decode(content)
+            body = msgspec.json.decode(content.removeprefix(codecs.BOM_UTF8))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             if status >= 300:
                 return VendorResponse(status=status, body=None, headers=headers)
@@ -784,17 +810,19 @@ class HttpClient:
         """The body, decompressed by us so that a small answer cannot grow without bound."""
         encoding = raw.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("identity", "gzip", "x-gzip", "deflate", ""):
-            raise _BadContent(f"content encoding {clean(encoding, chars_max=20)}, which was not asked for")
+            raise _BadContent(f"with content encoding {clean(encoding, chars_max=20)}, which was not asked for")
         inflate = zlib.decompressobj(wbits=47) if encoding not in ("identity", "") else None
         content = bytearray()
+        received = 0
         async for chunk in raw.content.iter_chunked(64 * 1024):
+            received += len(chunk)  # compression may also make nothing of very much
             try:
                 room = self._body_bytes_max + 1 - len(content)
                 content += chunk if inflate is None else inflate.decompress(chunk, room)
             except zlib.error:
-                raise _BadContent("damaged compression") from None
-            if len(content) > self._body_bytes_max:
-                raise _BadContent(f"more than {self._body_bytes_max} bytes")
+                raise _BadContent("with damaged compression") from None
+            if max(received, len(content)) > self._body_bytes_max:
+                raise _BadContent(f"with more than {self._body_bytes_max} bytes")
         return bytes(content)
 
     def _url(self, path: str, parts: Mapping[str, str], query: Mapping[str, str]) -> URL:
@@ -820,12 +848,13 @@ class HttpClient:
                     keepalive_timeout=KEEPALIVE_S,
                     resolver=PublicResolver(allow_loopback=self._allow_loopback, names=self._names),
                     use_dns_cache=False,
+                    socket_factory=self._socket,
                 ),
                 timeout=self._timeout,
                 headers={
                     "User-Agent": "provgate",
                     "Accept": "application/json",
-                    "Accept-Encoding": "gzip, deflate",
+                    "Accept-Encoding": "gzip",
                 },
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
@@ -836,6 +865,13 @@ class HttpClient:
             # pace and record. aiohttp's own test client switches it off by the same name.
             self._session._retry_connection = False
         return self._session
+
+    def _socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        """The last gate: of whatever is about to be connected to, however its address was found."""
+        family, kind, protocol, _, place = address
+        if not is_allowed_address(str(place[0]), allow_loopback=self._allow_loopback):
+            raise ForbiddenAddress("the address is private or reserved")
+        return socket.socket(family, kind, protocol)
 
     def _sibling(self, base_url: str) -> HttpClient:
         sibling = HttpClient(
