@@ -112,6 +112,7 @@ _auth = _group("auth", "Refused sign-ins: list, and why one was refused.")
 _connector = _group(
     "connector", "Connectors: list, settings kept at a product; for authors: begin a new one, try its promises."
 )
+_notes = _group("notes", "What is noted about people and groups: who is not invited, what has no mapping.")
 _target = _group("target", "Targets: list, look at, pause, resume, probe.")
 _entra = _group("entra", "The emulated Entra: record what it sends, send a recording to another target.")
 
@@ -588,7 +589,9 @@ def match_accounts(
 @_app.command(
     help_epilogue="Examples:\n  provgate reconcile talkdesk-eu\n  provgate reconcile talkdesk-eu --repair\n"
     '  provgate reconcile talkdesk-eu --repair --approve --reason "roles were renamed on purpose"\n'
-    "  provgate reconcile talkdesk-eu --last --csv differences.csv"
+    '  provgate reconcile talkdesk-eu --refuse --reason "the product is being migrated"\n'
+    "  provgate reconcile talkdesk-eu --last --csv differences.csv\n  provgate reconcile talkdesk-eu --runs\n\n"
+    "Ends with 0 when nothing differs or all of it was repaired, 1 when something differs, is held or failed, 2 for wrong use."
 )
 def reconcile(
     target: Annotated[str, Parameter(help="Name of the target.")],
@@ -596,20 +599,31 @@ def reconcile(
     *,
     repair: Annotated[bool, Parameter(negative=(), help="Have what differs applied again.")] = False,
     approve: Annotated[bool, Parameter(negative=(), help="However many differ; with --repair and --reason.")] = False,
+    refuse: Annotated[bool, Parameter(negative=(), help="Say no to a repair that is held; with --reason.")] = False,
     last: Annotated[bool, Parameter(negative=(), help="Only show the last report.")] = False,
+    runs: Annotated[
+        bool, Parameter(negative=(), help="Only list the last runs, and when the next one is due.")
+    ] = False,
     csv: Annotated[Path | None, Parameter(help="Write all lines to this file.")] = None,
     first: Annotated[int, Parameter(help="How many lines of each class are shown.")] = 5,
     reason: Annotated[str, Parameter(help="Why, for the record.")] = "",
     access: Access = HERE,
 ) -> int:
-    """Compare a product's accounts with what was applied: missing, drifted, switched on by hand, double, unknown."""
+    """Compare a product's accounts and groups with what was applied: missing, drifted, switched on by hand, double, unknown."""
+    if sum((last, runs, refuse, repair)) > 1:
+        raise Failure("--last and --runs show, --repair and --refuse act; name one of them", WRONG_USE)
+    if refuse and not reason.strip():
+        raise Failure("--refuse needs --reason TEXT", WRONG_USE)
     if approve and not (repair and reason.strip()):
         raise Failure("--approve goes with --repair, and needs --reason TEXT", WRONG_USE)
-    if last and repair:
-        raise Failure("--last shows, --repair acts; name one of them", WRONG_USE)
     api = Api(access)
     path = f"/targets/{_segment(target)}/reconcile"
-    if last:
+    if runs:
+        _show(access, seen := api.get(f"{path}/runs"), lambda terminal: terminal.runs(seen))
+        return FINE
+    if refuse:
+        view = api.post(f"{path}/refuse", {"reason": reason})
+    elif last:
         view = api.get(path)
     else:
         run = api.post(path, {"repair": repair, "approve": approve, "reason": reason})
@@ -629,6 +643,68 @@ def reconcile(
         access, view, report["counts"], lines, csv, first, lambda terminal, some: terminal.reconciled(report, some, at)
     )
     return FINE if report["state"] in ("good", "repaired") else NOT_FINE
+
+
+@_notes.command(
+    name="list",
+    help_epilogue="Examples:\n  provgate notes list bobs\n"
+    "  provgate notes list bobs --code not_invited --show-values --csv uninvited.csv\n"
+    "  provgate notes list sofa --code no_mapping --json",
+)
+def notes_list(
+    target: Annotated[str, Parameter(help="Name of the target.")],
+    /,
+    *,
+    code: Annotated[str | None, Parameter(help="Only notes of this kind.")] = None,
+    csv: Annotated[Path | None, Parameter(help="Write all lines to this file.")] = None,
+    first: Annotated[int, Parameter(help="How many lines of each kind are shown.")] = 20,
+    show_values: Annotated[bool, Parameter(negative=(), help="Do not mask user names; this is recorded.")] = False,
+    access: Access = HERE,
+) -> int:
+    """What deliveries noted about people and groups that are applied, e.g. who is provisioned and not invited."""
+    api, path = Api(access), f"/targets/{_segment(target)}/notes"
+    view = api.get(path)
+    if code is not None:
+        kinds = [kind for kind in view["kinds"] if kind["code"] == code]
+        if not kinds:
+            known = ", ".join(kind["code"] for kind in view["kinds"]) or "none"
+            raise Failure(f"{target} has no notes of the kind {code}; there are: {known}", WRONG_USE)
+        view = {**view, "kinds": kinds, "counts": {code: kinds[0]["count"]}}
+    shown = {"show_values": "true"} if show_values else {}
+
+    def lines(class_: str | None = None, most: int | None = None) -> Iterator[Any]:
+        for kind in [class_] if class_ is not None else view["counts"]:
+            yield from _pages(api, f"{path}/findings", class_=kind, most=most, **shown)
+
+    _report(access, view, view["counts"], lines, csv, first, lambda terminal, some: terminal.notes(view, some))
+    return FINE
+
+
+@_notes.command(
+    name="done",
+    help_epilogue="Examples:\n  provgate notes done bobs not_invited 2819c223-7f76-453a-919d-413861904646\n"
+    '  provgate notes done bobs not_invited --all --reason "invited on the platform, ticket 4711"',
+)
+def notes_done(
+    target: Annotated[str, Parameter(help="Name of the target.")],
+    code: Annotated[str, Parameter(help="Kind of note, as listed.")],
+    /,
+    *ids: Annotated[str, Parameter(help="Ids of resources, as listed.")],
+    everything: Annotated[bool, Parameter(name="--all", negative=(), help="All that have this note.")] = False,
+    reason: Annotated[str, Parameter(help="What was done, for the record.")] = "",
+    access: Access = HERE,
+) -> int:
+    """You have dealt with these outside, e.g. sent the invitations: they leave the list, and no delivery does it again."""
+    if bool(ids) == everything:
+        raise Failure("name either ids or --all", WRONG_USE)
+    api, path = Api(access), f"/targets/{_segment(target)}/notes"
+    total = api.get(path)["counts"].get(code, 0)
+
+    def pages() -> Iterator[Sequence[str]]:
+        yield [line["resource"] for line in _pages(api, f"{path}/findings", class_=code, most=BULK_MAX)]
+
+    chosen = Choice(total, pages()) if everything else _these(ids)
+    return _move_all(api, f"{path}/{_segment(code)}/done", chosen, reason=reason, did="marked as done", what="note")
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -706,6 +782,13 @@ def _report(
         print(f"\n{_count(written, 'line')} written to {csv}.")
 
 
+def _seen(progress: Mapping[str, Any]) -> str:
+    """How far a comparison is, for its bar."""
+    parts = [f"{progress.get('accounts', 0):,} accounts", f"{progress.get('users', 0):,} users"]
+    parts += [f"{progress[name]:,} {name}" for name in ("groups", "members") if progress.get(name)]
+    return ", ".join(parts)
+
+
 @contextmanager
 def _watching(access: Access) -> Iterator[Callable[[Any], None]]:
     """A bar on standard error that follows the `progress` of the answers it is given."""
@@ -726,7 +809,7 @@ def _watching(access: Access) -> Iterator[Callable[[Any], None]]:
                 description=progress.get("stage", ""),
                 completed=done,
                 total=progress.get("of") or None,
-                seen=f"{progress.get('accounts', 0):,} accounts, {done:,} users",
+                seen=_seen(progress),
             )
 
         yield watch
@@ -934,6 +1017,23 @@ def connector_test(
 
     logs.configure("connector test", level="warning")  # the table says what happened; calls one by one would bury it
     return _started(_kit().try_connector(name, promises, as_json=as_json))
+
+
+@_connector.command(
+    name="emulate",
+    help_epilogue="Examples:\n  provgate connector emulate toy\n  provgate connector emulate toy --port 18090 > toy.toml",
+)
+def connector_emulate(
+    name: Annotated[str, Parameter(help="The connector, see: provgate connector list")],
+    /,
+    *,
+    port: Annotated[int, Parameter(help="Where it answers; 0 takes a free one.")] = 0,
+) -> int:
+    """Keep a connector's emulated product running on this machine, and print a target for the configuration file.
+
+    For authors who want to see their connector under a gateway. Ends with Ctrl-C; what the product held is forgotten.
+    """
+    return _started(_kit().emulate(name, port=port))
 
 
 @_connector.command(

@@ -17,6 +17,11 @@ and afterwards (`reconcile`), about users at rest only:
     refused      the product would not take the present wish any more
     unknown      an account nobody here has; `deleted_here` when a user that was deleted here wrote its externalId
 
+The same about groups has `group_` in front, and adds:
+
+    group_members    members are missing (`missing_members`), or Entra did not put them in (`extra_members`), or both
+    group_strangers  members that are only reported: unknown here, or in a group that was there before us
+
 Nothing here writes anything, at the product or in the store.
 """
 
@@ -24,7 +29,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -45,12 +50,21 @@ RETRY_MAX_S = 60.0
 ANSWER_MARGIN_S = 5.0
 PARTS_MAX = 200_000
 """Parts of one list; whoever has more repeats itself."""
+NOTHING_NEW_MAX = 20
+"""Parts in a row that show nobody new: the list goes round in circles."""
 MATCH_CLASSES = ("matched", "create", "conflict", "refused", "orphan")
-DIFFERENCES = ("missing", "drifted", "reactivated", "double", "refused", "unknown")
+OF_GROUPS = "group_"
+DIFFERENCES = (
+    *("missing", "drifted", "reactivated", "double", "refused", "unknown"),
+    *("group_missing", "group_drifted", "group_members", "group_strangers", "group_double", "group_refused"),
+    "group_unknown",
+)
 REPAIRABLE = ("missing", "drifted", "reactivated")
-"""What a repair asks the engine to look at again."""
+GROUPS_REPAIRABLE = ("group_members", "group_missing", "group_drifted")
+"""What a repair asks the engine to look at again; a group's members first, because that is one delivery with the rest of it."""
 
 T = TypeVar("T")
+Kind = Literal["user", "group"]
 
 
 class Ask(Protocol):
@@ -77,12 +91,14 @@ class ComparisonFailed(Exception):
 
 
 class Progress(Struct):
-    """How far a comparison is. `of`: users there are in all, 0 while it is not known."""
+    """How far a comparison is. `of`: users and groups there are in all, 0 while it is not known. `members`: of groups, read."""
 
     stage: str = "starting"
     accounts: int = 0
     users: int = 0
     of: int = 0
+    groups: int = 0
+    members: int = 0
 
 
 class Wish(Struct, frozen=True, kw_only=True):
@@ -97,25 +113,37 @@ class Wish(Struct, frozen=True, kw_only=True):
 
 
 async def take_accounts(
-    spool: Spool, ask: Ask, target: str, progress: Progress, pace: Pace, sleep: Callable[[float], Awaitable[None]]
+    spool: Spool,
+    ask: Ask,
+    target: str,
+    progress: Progress,
+    pace: Pace,
+    sleep: Callable[[float], Awaitable[None]],
+    kind: Kind = "user",
 ) -> None:
     """List everything into the spool.
 
     Raises:
         ComparisonFailed: the list could not be had as a whole.
     """
-    progress.stage = "listing"
-    cursor = ""
+    progress.stage = "listing" if kind == "user" else "groups"
+    cursor, nothing_new = "", 0
     for _ in range(PARTS_MAX):
-        question = {"do": "list", "cursor": cursor}
-        part = await _asked(ask, target, question, LIST_S, Listing, sleep)
-        await asyncio.to_thread(spool.add_accounts, part.accounts)
-        progress.accounts += len(part.accounts)
+        question = {"do": "list", "kind": kind, "cursor": cursor}
+        part = await asked(ask, target, question, LIST_S, Listing, sleep)
+        new = await asyncio.to_thread(spool.add_accounts, part.accounts)
+        if kind == "user":
+            progress.accounts += new
+        else:
+            progress.groups += new
         await pace(part.calls if part.cursor is not None else 0)
         if part.cursor is None:
             return
-        if part.cursor == cursor:
-            raise ComparisonFailed("connector_bug", "The list does not get on; nothing was concluded from it.")
+        nothing_new = 0 if new else nothing_new + 1
+        if part.cursor == cursor or nothing_new >= NOTHING_NEW_MAX:
+            raise ComparisonFailed(
+                "endless_list", "The list shows the same again and again; nothing was concluded from it."
+            )
         cursor = part.cursor
     raise ComparisonFailed(
         "endless_list", f"The list has more than {PARTS_MAX:,} parts; nothing was concluded from it."
@@ -129,26 +157,32 @@ async def take_wishes(
     progress: Progress,
     wishes: AsyncIterator[Sequence[Wish]],
     sleep: Callable[[float], Awaitable[None]],
+    kind: Kind = "user",
 ) -> None:
-    """Have a worker normalize the users, and take them into the spool.
+    """Have a worker normalize the users, or groups, and take them into the spool.
 
     Raises:
         ComparisonFailed: no worker could.
     """
-    progress.stage = "users"
+    progress.stage = "users" if kind == "user" else "groups"
     async for several in wishes:
         for at in range(0, len(several), DOCUMENTS_PER_QUESTION_MAX):
-            await take_users(spool, ask, target, several[at : at + DOCUMENTS_PER_QUESTION_MAX], sleep)
+            await take_users(spool, ask, target, several[at : at + DOCUMENTS_PER_QUESTION_MAX], sleep, kind)
             progress.users += len(several[at : at + DOCUMENTS_PER_QUESTION_MAX])
 
 
 async def take_users(
-    spool: Spool, ask: Ask, target: str, wishes: Sequence[Wish], sleep: Callable[[float], Awaitable[None]]
+    spool: Spool,
+    ask: Ask,
+    target: str,
+    wishes: Sequence[Wish],
+    sleep: Callable[[float], Awaitable[None]],
+    kind: Kind = "user",
 ) -> None:
-    """Take in at most DOCUMENTS_PER_QUESTION_MAX users. Raises as `take_wishes`."""
-    users = await _expected(ask, target, wishes, sleep)
-    rows = [
-        (wish.id, wish.label, wish.wished, wish.account_id, wish.inactive_known, user)
+    """Take in at most DOCUMENTS_PER_QUESTION_MAX users or groups. Raises as `take_wishes`."""
+    users = await _expected(ask, target, wishes, sleep, kind)
+    rows: list[tuple[str, str, Wished, str | None, bool, ExpectedUser]] = [
+        (wish.id, wish.label, wish.wished if user.told else "moving", wish.account_id, wish.inactive_known, user)
         for wish, user in zip(wishes, users, strict=True)
     ]
     await asyncio.to_thread(spool.add_wishes, rows)
@@ -158,23 +192,23 @@ QUESTION_BYTES_MAX = 512 * 1024
 
 
 async def _expected(
-    ask: Ask, target: str, wishes: Sequence[Wish], sleep: Callable[[float], Awaitable[None]]
+    ask: Ask, target: str, wishes: Sequence[Wish], sleep: Callable[[float], Awaitable[None]], kind: Kind
 ) -> list[ExpectedUser]:
     documents = [msgspec.Raw(msgspec.json.encode(wish.document)) for wish in wishes]
-    question = {"do": "expect", "documents": documents}
+    question = {"do": "expect", "kind": kind, "documents": documents}
     if sum(len(bytes(document)) for document in documents) > QUESTION_BYTES_MAX and len(wishes) > 1:
         half = len(wishes) // 2
         return [
-            *await _expected(ask, target, wishes[:half], sleep),
-            *await _expected(ask, target, wishes[half:], sleep),
+            *await _expected(ask, target, wishes[:half], sleep, kind),
+            *await _expected(ask, target, wishes[half:], sleep, kind),
         ]
-    answer = await _asked(ask, target, question, EXPECT_S, Expectations, sleep)
+    answer = await asked(ask, target, question, EXPECT_S, Expectations, sleep)
     if len(answer.users) != len(wishes):
         raise ComparisonFailed("bad_answer", "A worker answered for other users than it was asked about.")
     return list(answer.users)
 
 
-async def _asked(
+async def asked(
     ask: Ask,
     target: str,
     question: Mapping[str, Any],
@@ -182,6 +216,11 @@ async def _asked(
     type_: type[T],
     sleep: Callable[[float], Awaitable[None]],
 ) -> T:
+    """A worker's answer, asked for again while that may help.
+
+    Raises:
+        ComparisonFailed: there is none, or it is a refusal.
+    """
     code, message = "no_answer", "No worker answered; is one running that serves this target?"
     for attempt in range(TRIES_MAX):
         reply = await ask(target, question, wait_s + ANSWER_MARGIN_S)
@@ -276,17 +315,24 @@ def differing(wish: WishRow, account: AccountRow) -> list[str]:
 # ---- afterwards
 
 
-def sort_differences(spool: Spool) -> int:
-    """Write the report of a reconciliation into the spool; how many users were compared."""
+def sort_differences(spool: Spool, of: str = "") -> int:
+    """Write the report of a reconciliation into the spool; how many users were compared.
+
+    Args:
+        of: what stands in front of the names of the classes, OF_GROUPS for groups.
+    """
     spool.pair_up()
 
     def work() -> int:
-        compared = sum(_difference(spool, wish) for wish in spool.wishes() if wish.wished != "gone")
+        compared = sum(_difference(spool, wish, of) for wish in spool.wishes() if wish.wished != "gone")
         for account in spool.untouched():
-            left = [wish for wish in spool.leavers(account.n) if wish.owner and wish.owner == account.owner]
+            leavers = spool.leavers(account.n)
+            if leavers and account.active is False:
+                continue  # of a user that was deleted here, which leaves an inactive account where settings or product say so
+            left = [wish for wish in leavers if wish.owner and wish.owner == account.owner]
             code = "deleted_here" if left else ""
             spool.say(
-                "unknown",
+                f"{of}unknown",
                 code=code,
                 resource=left[0].id if left else "",
                 accounts=(account.id,),
@@ -297,7 +343,7 @@ def sort_differences(spool: Spool) -> int:
     return int(spool.at_once(work))
 
 
-def _difference(spool: Spool, wish: WishRow) -> bool:
+def _difference(spool: Spool, wish: WishRow, of: str) -> bool:
     held = spool.accounts_of(wish.n)
     linked = next((one for one in held if one.id == wish.account_id), None)
     if wish.wished == "moving":
@@ -309,20 +355,20 @@ def _difference(spool: Spool, wish: WishRow) -> bool:
     spool.touch(*(one.n for one in mine))
     if wish.code:
         attributes = (wish.attribute,) if wish.attribute else ()
-        spool.say("refused", code=wish.code, accounts=ids, attributes=attributes, message=wish.message, **about)
+        spool.say(f"{of}refused", code=wish.code, accounts=ids, attributes=attributes, message=wish.message, **about)
         return True
     for one in mine:
         if one is not linked and linked is not None:
-            spool.say("double", accounts=(wish.account_id or "", one.id), **about)
+            spool.say(f"{of}double", accounts=(wish.account_id or "", one.id), **about)
     if linked is None:
         if wish.active and wish.account_id:  # an account that is gone and shall let nobody in needs no repair
-            spool.say("missing", accounts=ids, **about)
+            spool.say(f"{of}missing", accounts=ids, **about)
         return True
     paths = differing(wish, linked)
     if "active" in paths and not wish.active:
-        spool.say("reactivated", accounts=ids, attributes=paths, **about)
+        spool.say(f"{of}reactivated", accounts=ids, attributes=paths, **about)
     elif paths:
-        spool.say("drifted", accounts=ids, attributes=paths, **about)
+        spool.say(f"{of}drifted", accounts=ids, attributes=paths, **about)
     return True
 
 

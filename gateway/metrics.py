@@ -36,6 +36,7 @@ class TargetGauges(Struct, frozen=True, kw_only=True):
         circuit_open: whether the target is not called.
         drift: differences of the last reconciliation by class.
         reconciled_at: when it ended; 0 when there was none.
+        reconcile_state: what it came to. reconcile_next_at: when the next one is due; 0 when none is.
         key_ends: when the last access key and the last client secret that were not revoked end, in epoch seconds, by kind.
     """
 
@@ -45,6 +46,8 @@ class TargetGauges(Struct, frozen=True, kw_only=True):
     circuit_open: bool
     drift: Mapping[str, int] = {}
     reconciled_at: float = 0.0
+    reconcile_state: str = ""
+    reconcile_next_at: float = 0.0
     key_ends: Mapping[str, float] = {}
 
 
@@ -154,6 +157,12 @@ class _Gauges:
         reconciled = GaugeMetricFamily(
             "provgate_reconciled_timestamp_seconds", "When the last reconciliation ended.", labels=("target",)
         )
+        ended = GaugeMetricFamily(
+            "provgate_reconcile_state", "1 for what the last reconciliation came to.", labels=("target", "state")
+        )
+        due = GaugeMetricFamily(
+            "provgate_reconcile_due_timestamp_seconds", "When the next reconciliation begins.", labels=("target",)
+        )
         ends = GaugeMetricFamily(
             "provgate_key_expires_timestamp_seconds",
             "When the last access key or client secret of a target ends.",
@@ -166,8 +175,11 @@ class _Gauges:
                 drift.add_metric((gauge.target, name), count)
             if gauge.reconciled_at:
                 reconciled.add_metric((gauge.target,), gauge.reconciled_at)
+                ended.add_metric((gauge.target, gauge.reconcile_state), 1.0)
+            if gauge.reconcile_next_at:
+                due.add_metric((gauge.target,), gauge.reconcile_next_at)
             for state, count in sorted(gauge.counts.items()):
                 resources.add_metric((gauge.target, state), count)
             oldest.add_metric((gauge.target,), gauge.oldest_waiting_s)
             circuit.add_metric((gauge.target,), float(gauge.circuit_open))
-        yield from (resources, oldest, circuit, drift, reconciled, ends)
+        yield from (resources, oldest, circuit, drift, reconciled, ended, due, ends)

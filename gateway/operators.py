@@ -41,7 +41,7 @@ from gateway.messages import ScimError
 from gateway.metrics import CONTENT_TYPE, Metrics, TargetGauges
 from gateway.patch import member_ids, normalize_create
 from gateway.refusals import RefusedSignIn, RefusedSignIns
-from gateway.reports_store import last_report
+from gateway.reports_store import Report, last_report
 from gateway.store import Reader, Store
 from gateway.visibility import keys_of, shown_keys
 from gateway.writer import StoreError
@@ -100,6 +100,7 @@ class Services(Struct, kw_only=True):
         config_problems: what is wrong with the configuration file as it is now, so that an earlier one stays in force.
         ask_worker: asks any worker of a target a control question and waits so many seconds; None when nobody answered.
         scim_openapi: the OpenAPI document of the SCIM listener, with the attributes of a target ("": of any).
+        next_comparison: when a target is compared by itself after its last comparison.
         hosts: further host names under which this listener is reached; addresses and `localhost` always are.
     """
 
@@ -120,6 +121,7 @@ class Services(Struct, kw_only=True):
     ask_worker: AskWorker = _nobody
     scim_openapi: Callable[[str], Mapping[str, Any]] = _not_described
     hosts: tuple[str, ...] = ()
+    next_comparison: Callable[[str, Report | None], float | None] = lambda target, last: None
 
 
 Given = SkipValidation[Services]
@@ -333,6 +335,7 @@ def _around(services: Services) -> views.Surroundings:
         public_url=services.public_url,
         last_outcome=services.metrics.last_outcome,
         last_request=services.metrics.last_request,
+        next_comparison=services.next_comparison,
     )
 
 
@@ -1060,6 +1063,8 @@ async def metrics_page(services: Given) -> Response[bytes]:
                     circuit_open=reader.target(name).row.circuit is not Circuit.CLOSED,
                     drift={one: report.counts.get(one, 0) for one in DIFFERENCES} if report else {},
                     reconciled_at=report.ended_at if report else 0.0,
+                    reconcile_state=report.state if report else "",
+                    reconcile_next_at=services.next_comparison(name, report) or 0.0,
                     key_ends=last_ends(reader.keys(name)),
                 )
             )

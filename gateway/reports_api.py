@@ -17,7 +17,7 @@ from gateway.comparison import MATCH_CLASSES, ComparisonFailed, Progress, Wish
 from gateway.explanations import sentence_of
 from gateway.operators import ACTOR, OperatorError, Services
 from gateway.reconcile import Match, Reconciler, masked
-from gateway.reports_store import FINDINGS_LISTED_MAX, Report, kept_findings, last_report
+from gateway.reports_store import FINDINGS_LISTED_MAX, Report, kept_findings, last_report, runs
 from gateway.spool import Finding
 from schemas.comparison import DOCUMENTS_PER_QUESTION_MAX
 
@@ -31,6 +31,12 @@ class ReconcileOrder(Struct, frozen=True, forbid_unknown_fields=True):
     repair: bool = False
     approve: bool = False
     reason: Sentence = ""
+
+
+class RefuseOrder(Struct, frozen=True, forbid_unknown_fields=True):
+    """Say no to a repair that is held."""
+
+    reason: Annotated[str, Meta(min_length=1, max_length=1_000)]
 
 
 class MatchOrder(Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,7 +53,7 @@ class UsersOrder(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ReconcileView(Struct, frozen=True, kw_only=True):
-    """How a target's comparison stands: what is under way, and the last report."""
+    """How a target's comparison stands: what is under way, the last report, and when the next one is due by itself."""
 
     at: float
     target: str
@@ -55,6 +61,16 @@ class ReconcileView(Struct, frozen=True, kw_only=True):
     run_id: str = ""
     progress: Progress | None = None
     report: Report | None = None
+    next_at: float | None = None
+
+
+class RunsView(Struct, frozen=True, kw_only=True):
+    """Comparisons of a target, the newest first."""
+
+    at: float
+    target: str
+    next_at: float | None
+    runs: tuple[Report, ...]
 
 
 class MatchView(Struct, frozen=True, kw_only=True):
@@ -138,7 +154,28 @@ def reports_router(services: Services, reconciler: Reconciler) -> Router:
             run_id=run.id if run is not None else "",
             progress=run.progress if run is not None else None,
             report=report,
+            next_at=reconciler.next_after(
+                name, await services.store.read_slow(lambda reader: last_report(reader, name))
+            ),
         )
+
+    @post("/targets/{name:str}/reconcile/refuse", status_code=200)
+    async def refuse_repair(name: FromPath[str], body: RawBody) -> ReconcileView:
+        """Say no to a repair that waits for an operator; what differs stays as it is."""
+        order = _order(body, RefuseOrder)
+        refused = await reconciler.refuse(known(name), actor=ACTOR, reason=order.reason)
+        if refused is None:
+            raise OperatorError(409, f"No repair of {name} waits for an answer.")
+        next_at = reconciler.next_after(name, refused)
+        return ReconcileView(at=services.clock.now(), target=name, running=False, report=refused, next_at=next_at)
+
+    @get("/targets/{name:str}/reconcile/runs")
+    async def list_runs(name: FromPath[str]) -> RunsView:
+        """The comparisons of a target that are kept."""
+        known(name)
+        found, last = await services.store.read_slow(lambda reader: (runs(reader, name), last_report(reader, name)))
+        next_at = reconciler.next_after(name, last)
+        return RunsView(at=services.clock.now(), target=name, next_at=next_at, runs=tuple(found))
 
     @get("/targets/{name:str}/reconcile/findings")
     async def list_differences(
@@ -226,6 +263,8 @@ def reports_router(services: Services, reconciler: Reconciler) -> Router:
         start_reconcile,
         show_reconcile,
         list_differences,
+        refuse_repair,
+        list_runs,
         start_match,
         hand_in,
         go,

@@ -1,4 +1,4 @@
-"""The store's part in reconciliation: leases, the last report of each target, and users page by page.
+"""The store's part in reconciliation: leases, runs and the differences of the last one, users and groups page by page.
 
 Functions of a `Transaction` run inside a job of `Store.run`, those of a `Reader` inside `Store.read_slow`.
 """
@@ -19,28 +19,36 @@ from gateway.lifecycle import Row
 from gateway.spool import Finding
 from gateway.statements import Statement
 from gateway.store import Reader, Transaction
-from gateway.tables import METADATA, READ_COLUMNS, RESOURCE, SEQ_PLACE, decode_row, without_nul
+from gateway.tables import MEMBERSHIP, METADATA, READ_COLUMNS, RESOURCE, SEQ_PLACE, decode_row, without_nul
 
 FINDINGS_KEPT_MAX = 10_000
 """Differences kept of one report; all of them are counted."""
 FINDINGS_LISTED_MAX = 500
 ROWS_LISTED_MAX = 500
+MEMBERS_LISTED_MAX = 1_000
+RUNS_KEPT_MAX = 100
+"""Runs of one target that are kept; the oldest make room."""
+UNDER_WAY = ("running", "repairing")
+ELSEWHERE = "running_elsewhere"
 
-_LEASE, _REPORT, _FINDING = (METADATA.tables[name] for name in ("lease", "reconcile_report", "reconcile_finding"))
+_LEASE, _RUN, _FINDING = (METADATA.tables[name] for name in ("lease", "reconcile_run", "reconcile_finding"))
 _json = msgspec.json.Encoder(order="deterministic")
 
 
 class Report(Struct, frozen=True, kw_only=True):
-    """What a reconciliation came to. Times are epoch seconds.
+    """What a reconciliation came to, or how it stands. Times are epoch seconds.
 
     Args:
-        state: `good` (nothing differs), `differs`, `repairing` (what differs is applied again), `held` (too much differs: it
-            waits for an operator's approval) or `failed` (no conclusion; `code` and `message` say why).
+        state: `running`, then `good` (nothing differs), `differs`, `repairing` (what differs is being given back to the engine),
+            `repaired`, `held` (too much differs: it waits for an operator), `refused` (the operator said no) or `failed` (no
+            conclusion; `code` and `message` say why, as they do where a repair stopped in the middle).
         mode: `report` or `repair`.
-        compared: users at rest that were compared.
-        listed: accounts the product listed.
-        size: accounts of the last list that was whole, less the users deleted here since.
-        repaired: users that were given back to the engine.
+        actor: who asked for it; `system` when it was due.
+        compared: users at rest that were compared; `groups` the same of groups, and `memberships` of their members.
+        listed: accounts the product listed; `groups_listed`: groups.
+        size: accounts of the last list that was whole, less the users deleted here since; `groups_size`: groups.
+        repaired: users and groups that were given back to the engine.
+        member_differences: memberships that a repair changes.
         counts: differences by class. codes: by class and cause, `class.code`.
     """
 
@@ -50,14 +58,39 @@ class Report(Struct, frozen=True, kw_only=True):
     mode: str
     started_at: float
     ended_at: float
+    actor: str = "system"
+    reason: str = ""
     compared: int = 0
     listed: int = 0
     size: int = 0
     repaired: int = 0
+    groups: int = 0
+    groups_listed: int = 0
+    groups_size: int = 0
+    memberships: int = 0
+    member_differences: int = 0
     counts: dict[str, int] = {}
     codes: dict[str, int] = {}
     code: str = ""
     message: str = ""
+
+
+class Membership(Struct, frozen=True):
+    """A member of a group as the store has it. `firm`: wished, and known to be in; `account_id` None: it has none yet."""
+
+    member: str
+    account_id: str | None
+    firm: bool
+
+
+_GIVEN = {
+    "sqlite": "SELECT value AS member FROM json_each(:members)",
+    "postgresql": "SELECT value AS member FROM jsonb_array_elements_text(CAST(:members AS JSONB))",
+}
+_EXPEL = (
+    "INSERT INTO membership (group_id, member, wished, settled, uncertain) "
+    "SELECT :of_group, g.member, false, true, false FROM ({given}) g WHERE true ON CONFLICT (group_id, member) DO NOTHING"
+)
 
 
 class _Statements:
@@ -87,10 +120,24 @@ class _Statements:
         self.end_lease = ready(
             sa.delete(_LEASE).where(_LEASE.c.name == p("lease_name"), _LEASE.c.holder == p("lease_holder"))
         )
-        report = insert(_REPORT)
-        columns = {column.name: report.excluded[column.name] for column in _REPORT.columns if column.name != "target"}
-        self.save_report = ready(report.on_conflict_do_update(index_elements=["target"], set_=columns), _REPORT)
-        self.report = ready(sa.select(_REPORT).where(_REPORT.c.target == p("target")))
+        run, runs = insert(_RUN), _RUN.c
+        columns = {c.name: run.excluded[c.name] for c in _RUN.columns if c.name not in ("target", "id")}
+        self.save_run = ready(run.on_conflict_do_update(index_elements=["target", "id"], set_=columns), _RUN)
+        newest = sa.select(_RUN).where(runs.target == p("target")).order_by(runs.started_at.desc(), runs.id.desc())
+        self.runs = ready(newest.limit(p("limit", sa.Integer)))
+        ended = newest.where(
+            runs.state != sa.literal_column("'running'"), runs.code != sa.literal_column(f"'{ELSEWHERE}'")
+        )
+        self.last_ended = ready(ended.limit(1))
+        under_way = sa.or_(*(runs.state == sa.literal_column(f"'{state}'") for state in UNDER_WAY))
+        self.under_way = ready(newest.where(under_way).limit(p("limit", sa.Integer)))
+        kept = (
+            sa.select(runs.id)
+            .where(runs.target == p("of_target"))
+            .order_by(runs.started_at.desc())
+            .limit(RUNS_KEPT_MAX)
+        )
+        self.forget_runs = ready(sa.delete(_RUN).where(runs.target == p("of_target"), runs.id.not_in(kept)))
         self.forget_findings = ready(sa.delete(_FINDING).where(_FINDING.c.target == p("of_target")))
         self.add_finding = ready(insert(_FINDING).on_conflict_do_nothing(), _FINDING)
         found = sa.select(*(column for column in _FINDING.columns if column.name != "target"))
@@ -101,20 +148,40 @@ class _Statements:
         r = RESOURCE.c
         its_target = r.target + sa.literal_column("''")
         # not the column itself: SQLite would look it up in an index and sort whatever is left, for every page again
-        self.users_after = ready(
+        self.rows_after = ready(
             sa.select(*READ_COLUMNS)
-            .where(its_target == p("target"), r.kind == sa.literal_column("'user'"), r.seq > p("after"))
+            .where(its_target == p("target"), r.kind == p("kind"), r.seq > p("after"))
             .order_by(r.seq)
             .limit(p("limit", sa.Integer))
         )
+        of_kind = sa.select(sa.func.count()).where(r.target == p("target"), r.kind == p("kind"))
         self.gone_since = ready(
-            sa.select(sa.func.count()).where(
-                r.target == p("target"),
-                r.state == sa.literal_column("'gone'"),
-                r.kind == sa.literal_column("'user'"),
-                r.settled_at > p("since", sa.Float),
-            )
+            of_kind.where(r.state == sa.literal_column("'gone'"), r.settled_at > p("since", sa.Float))
         )
+        self.owner_of = ready(
+            sa.select(r.id).where(r.target == p("target"), r.kind == p("kind"), r.account_id == p("account_id"))
+        )
+        m = MEMBERSHIP.c
+        self.members_after = ready(
+            sa.select(m.member, r.account_id, m.wished, m.settled, m.uncertain)
+            .select_from(sa.outerjoin(MEMBERSHIP, RESOURCE, sa.and_(m.member == r.id, r.target == p("target"))))
+            .where(m.group_id == p("group_id"), m.member > p("after"))
+            .order_by(m.member)
+            .limit(p("limit", sa.Integer))
+        )
+        given = sa.text(_GIVEN[engine]).columns(member=sa.String).subquery("given")
+        self.reopen_members = ready(
+            sa.update(MEMBERSHIP)
+            .where(
+                m.group_id == p("of_group"),
+                m.member.in_(sa.select(given.c.member)),
+                m.wished.is_(sa.true()),
+                m.settled.is_(sa.true()),
+                m.uncertain.is_(sa.false()),
+            )
+            .values(settled=sa.false())
+        )
+        self.expel_members = ready(sa.text(_EXPEL.format(given=_GIVEN[engine])))
 
 
 @cache
@@ -144,15 +211,36 @@ def end_lease(ledger: Transaction, name: str, holder: str) -> None:
     ledger.connection.do(_of(ledger).end_lease, lease_name=name, lease_holder=holder)
 
 
-# ---- the last report
+# ---- runs
 
 
-def save_report(ledger: Transaction, report: Report) -> None:
-    """Put a report in the place of the one before it."""
+def save_run(ledger: Transaction, report: Report) -> None:
+    """Keep a run, or what has become of it, and forget the oldest."""
     values = msgspec.structs.asdict(report)
     values |= {name: _json.encode(values[name]).decode() for name in ("counts", "codes")}
-    values["message"] = without_nul(report.message)
-    ledger.connection.do(_of(ledger).save_report, **values)
+    values |= {name: without_nul(values[name]) for name in ("message", "reason")}
+    ledger.connection.do(_of(ledger).save_run, **values)
+    ledger.connection.do(_of(ledger).forget_runs, of_target=report.target)
+
+
+def end_broken_off(ledger: Transaction, target: str, now: float) -> list[Report]:
+    """End the runs of a target that are under way; to be called by whoever has the lease, so nobody is at work on them.
+
+    Returns:
+        The runs that had broken off: a gateway was ended in the middle of them.
+    """
+    found = ledger.connection.rows(_of(ledger).under_way, target=target, limit=RUNS_KEPT_MAX)
+    broken = [_run_of(columns) for columns in found]
+    for one in broken:
+        message = "The gateway was ended in the middle of it; nothing was concluded."
+        if one.state == "repairing":
+            message = (
+                "The gateway was ended in the middle of the repair; what it had given back is applied all the same."
+            )
+        else:
+            forget_findings(ledger, target)
+        save_run(ledger, msgspec.structs.replace(one, state="failed", code="broken_off", message=message, ended_at=now))
+    return broken
 
 
 def forget_findings(ledger: Transaction, target: str) -> None:
@@ -177,14 +265,28 @@ def add_findings(ledger: Transaction, target: str, findings: Sequence[Finding]) 
         )
 
 
-def last_report(reader: Reader, target: str) -> Report | None:
-    """The last report of a target."""
-    found = reader.connection.rows(_of(reader).report, target=target)
-    if not found:
-        return None
-    values: dict[str, Any] = dict(zip((column.name for column in _REPORT.columns), found[0], strict=True))
+def held_run(within: Transaction | Reader, target: str) -> Report | None:
+    """The last run of a target if its repair waits for an operator."""
+    found = within.connection.rows(_of(within).last_ended, target=target)
+    last = _run_of(found[0]) if found else None
+    return last if last is not None and last.state == "held" else None
+
+
+def _run_of(columns: Sequence[Any]) -> Report:
+    values: dict[str, Any] = dict(zip((column.name for column in _RUN.columns), columns, strict=True))
     counts: Mapping[str, Any] = {name: msgspec.json.decode(values[name]) for name in ("counts", "codes")}
     return Report(**{**values, **counts})
+
+
+def last_report(reader: Reader, target: str) -> Report | None:
+    """The last run of a target that came to an end, or to its repair; one that another gateway was ahead of does not count."""
+    found = reader.connection.rows(_of(reader).last_ended, target=target)
+    return _run_of(found[0]) if found else None
+
+
+def runs(reader: Reader, target: str, limit: int = RUNS_KEPT_MAX) -> list[Report]:
+    """Runs of a target, the newest first, also one that is under way."""
+    return [_run_of(columns) for columns in reader.connection.rows(_of(reader).runs, target=target, limit=limit)]
 
 
 def kept_findings(
@@ -210,17 +312,50 @@ def kept_findings(
     ]
 
 
-# ---- users
+# ---- users and groups
 
 
-def gone_since(reader: Reader, target: str, since: float) -> int:
-    """How many users of a target were deleted here after a time."""
-    return int(reader.connection.rows(_of(reader).gone_since, target=target, since=since)[0][0])
+def gone_since(reader: Reader, target: str, kind: str, since: float) -> int:
+    """How many users or groups of a target were deleted here after a time."""
+    return int(reader.connection.rows(_of(reader).gone_since, target=target, kind=kind, since=since)[0][0])
 
 
-def users_after(reader: Reader, target: str, after: int, limit: int = ROWS_LISTED_MAX) -> list[tuple[int, Row]]:
-    """Users of a target in any state, in the order in which they were made, after the row of this number."""
+def owner_of(reader: Reader, target: str, kind: str, account_id: str) -> str | None:
+    """The resource that is linked to an account now."""
+    found = reader.connection.rows(_of(reader).owner_of, target=target, kind=kind, account_id=account_id)
+    return str(found[0][0]) if found else None
+
+
+def rows_after(
+    reader: Reader, target: str, kind: str, after: int, limit: int = ROWS_LISTED_MAX
+) -> list[tuple[int, Row]]:
+    """Users or groups of a target in any state, in the order in which they were made, after the row of this number."""
     found = reader.connection.rows(
-        _of(reader).users_after, target=target, after=after, limit=min(limit, ROWS_LISTED_MAX)
+        _of(reader).rows_after, target=target, kind=kind, after=after, limit=min(limit, ROWS_LISTED_MAX)
     )
     return [(int(columns[SEQ_PLACE]), decode_row(columns)) for columns in found]
+
+
+def members_after(
+    reader: Reader, target: str, group: str, after: str, limit: int = MEMBERS_LISTED_MAX
+) -> list[Membership]:
+    """Members of a group, wished or still in, in the order of their ids."""
+    found = reader.connection.rows(
+        _of(reader).members_after, target=target, group_id=group, after=after, limit=min(limit, MEMBERS_LISTED_MAX)
+    )
+    return [
+        Membership(member, account_id, bool(wished and settled and not uncertain))
+        for member, account_id, wished, settled, uncertain in found
+    ]
+
+
+def reopen_members(ledger: Transaction, group: str, add: Sequence[str], remove: Sequence[str]) -> None:
+    """What the product was seen to have of a group's members instead of what was settled, for its next delivery to mend.
+
+    Args:
+        add: wished members that are not in. remove: members that nobody wishes; one that is wished by now stays.
+    """
+    statements = _of(ledger)
+    for statement, members in ((statements.reopen_members, add), (statements.expel_members, remove)):
+        if members:
+            ledger.connection.do(statement, of_group=group, members=_json.encode(members).decode())

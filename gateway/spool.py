@@ -126,10 +126,11 @@ class Spool:
 
     # ---- what is compared
 
-    def add_accounts(self, accounts: Iterable[ListedAccount]) -> None:
-        """Take in a part of the list; an account that is listed twice counts once."""
+    def add_accounts(self, accounts: Iterable[ListedAccount]) -> int:
+        """Take in a part of the list; an account that is listed twice counts once. How many were new."""
 
-        def work() -> None:
+        def work() -> int:
+            new = 0
             for one in accounts:
                 label = one.identities[0] if one.identities else one.account_id
                 active = None if one.active is None else int(one.active)
@@ -139,10 +140,12 @@ class Spool:
                     row,
                 )
                 if made.rowcount == 1:
+                    new += 1
                     names = [(name, made.lastrowid) for name in dict.fromkeys(one.identities)]
                     self._db.executemany("INSERT INTO account_name(name, n) VALUES(?,?)", names)
+            return new
 
-        self.at_once(work)
+        return int(self.at_once(work))
 
     def add_wishes(self, wishes: Iterable[tuple[str, str, Wished, str | None, bool, ExpectedUser]]) -> None:
         """Take in users: id, label, what is done about it, linked account, whether it is known to be inactive, expectation."""
@@ -180,6 +183,12 @@ class Spool:
         """Rows of one table."""
         with self._turn:
             return int(self._db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608 - one of three names
+
+    def count_linked(self) -> int:
+        """Users that are compared and have an account."""
+        with self._turn:
+            which = "wished = 'compare' AND active AND code = '' AND account_id IS NOT NULL"
+            return int(self._db.execute(f"SELECT count(*) FROM wish WHERE {which}").fetchone()[0])  # noqa: S608 - constant
 
     # ---- inside `at_once`
 

@@ -19,7 +19,7 @@ from gateway.visibility import is_visible
 from schemas.events import Reason
 from schemas.states import Change, State
 
-SCHEMA = "0008"
+SCHEMA = "0009"
 """The newest migration; older stores are brought up to it at start, newer ones are refused."""
 
 _Sequence = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
@@ -342,21 +342,32 @@ class Lease(_Table, table=True):
     until: float
 
 
-class ReconcileReport(_Table, table=True):
-    """What the last reconciliation of a target came to. `counts` and `codes` are JSON; `size`: of the last whole list."""
+class ReconcileRun(_Table, table=True):
+    """What a reconciliation of a target came to, or that it is under way. `counts` and `codes` are JSON.
 
-    __tablename__ = "reconcile_report"
+    `size` and `groups_size`: of the last whole list.
+    """
+
+    __tablename__ = "reconcile_run"
+    __table_args__ = (sa.Index("ix_reconcile_run_started_at", "target", "started_at"),)
 
     target: str = Field(primary_key=True)
-    id: str
+    id: str = Field(primary_key=True)
     state: str
     mode: str
+    actor: str
+    reason: str
     started_at: float
     ended_at: float
     compared: int
     listed: int
     size: int
     repaired: int
+    groups: int
+    groups_listed: int
+    groups_size: int
+    memberships: int
+    member_differences: int
     counts: str
     codes: str
     code: str

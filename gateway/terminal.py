@@ -49,6 +49,9 @@ def plain(value: Any, style: str = "") -> Text:
     return Text("".join(char if char.isprintable() or char == "\n" else "�" for char in text), style=style)
 
 
+COMPARISONS_SHOWN_MAX = 5
+
+
 def ago(at: float | None, now: float) -> str:
     """`12 min ago`, or a dash when it never was."""
     if not at:
@@ -100,6 +103,10 @@ def status(answer: Mapping[str, Any]) -> RenderableType:
             sentence = f"{target['name']}: {reconcile_sentence(report, now)}"
             parts.append(Text.assemble("\n", plain(sentence, "yellow" if report["state"] == "held" else "")))
             parts.append(Padding(plain(f"provgate reconcile {target['name']} --last", "cyan"), (0, 0, 0, 2)))
+    due = sorted((t["reconcile_next_at"], t["name"]) for t in answer["targets"] if t.get("reconcile_next_at"))
+    if due:
+        said = ", ".join(f"{name} {ago(at, now) if at > now else 'now'}" for at, name in due[:COMPARISONS_SHOWN_MAX])
+        parts.append(Text.assemble("\n", plain(f"Compared with its product next: {said}.", "bright_black")))
     if answer["waiting"]:
         parts += [Text("\nWhat waits, and why", style="bold"), waiting(answer["waiting"], now)]
     return Group(*parts)
@@ -245,6 +252,7 @@ def target(view: Mapping[str, Any], now: float) -> RenderableType:
         ("Resources", ", ".join(f"{count:,} {state}" for state, count in view["states"].items() if count) or "none"),
         ("Oldest waiting", "-" if view["oldest_waiting_s"] is None else duration(view["oldest_waiting_s"])),
         ("Reconciled", reconcile_sentence(view["reconcile"], now) if view.get("reconcile") else "never"),
+        ("Next comparison", ago(view.get("reconcile_next_at"), now)),
         ("Last request", ago(view.get("last_request_at"), now)),
         (
             "Last outcome",
@@ -647,13 +655,19 @@ def _would_call(number: int, call: Mapping[str, Any]) -> RenderableType:
 def shadow(view: Mapping[str, Any]) -> RenderableType:
     """What shadow mode has recorded: how often each call, then every change with its calls."""
     now = view["at"]
+    left = (
+        f"{counted(view['under_way'], 'delivery', 'deliveries')} that went out before shadow mode began "
+        f"{'is' if view['under_way'] == 1 else 'are'} still out, and given up before the next call; "
+        "one whose answer is on its way may have written."
+    )
+    begun: list[RenderableType] = [plain(left, "yellow")] if view["under_way"] else []
     if not view["total"]:
         said = "is in shadow mode; nothing has come yet." if view["shadow"] else "is not in shadow mode."
-        return plain(f"{view['target']} {said}")
+        return Group(plain(f"{view['target']} {said}"), *begun)
     head = (
         f"{view['target']}: {counted(view['total'], 'change')} rehearsed, {view['refused']:,} of them would be refused."
     )
-    parts: list[RenderableType] = [plain(head, "bold")]
+    parts: list[RenderableType] = [plain(head, "bold"), *begun]
     if not view["shadow"]:
         parts.append(plain("Shadow mode is over: these are being delivered now.", "yellow"))
     if view["calls"]:
@@ -702,6 +716,16 @@ _DIFFERENCE_WORDS = {
     "double": ("yellow", "a second account answers to the same user"),
     "refused": ("yellow", "the product would not take the present wish any more"),
     "unknown": ("bright_black", "an account nobody here has; it is left alone"),
+    "group_missing": ("red", "the group is not there any more"),
+    "group_drifted": ("yellow", "changed at the product"),
+    "group_members": ("red", "members are missing, or Entra did not put them in"),
+    "group_strangers": (
+        "bright_black",
+        "members that are left alone: unknown here, or in a group that was there before",
+    ),
+    "group_double": ("yellow", "a second group answers to the same one"),
+    "group_refused": ("yellow", "the product would not take the present wish any more"),
+    "group_unknown": ("bright_black", "a group nobody here has; it is left alone"),
 }
 _CODE_WORDS = {
     "several_accounts": "more than one account answers to this user",
@@ -729,7 +753,12 @@ def reconciled(report: Mapping[str, Any], some: Sequence[Mapping[str, Any]], now
     if report["message"]:
         parts.append(plain(report["message"], "cyan"))
     if report["counts"]:
-        parts += [Text(""), _classes(report, _DIFFERENCE_WORDS), *_lines(some, report["counts"], _DIFFERENCE_WORDS)]
+        shown = {
+            name: words
+            for name, words in _DIFFERENCE_WORDS.items()
+            if report["groups_listed"] or report["groups"] or not name.startswith("group_")
+        }
+        parts += [Text(""), _classes(report, shown), *_lines(some, report["counts"], _DIFFERENCE_WORDS)]
     return Group(*parts)
 
 
@@ -739,15 +768,72 @@ def reconcile_sentence(report: Mapping[str, Any], now: float) -> str:
     if report["state"] == "failed":
         return f"compared {when}, without a result ({report['code']})."
     size = f"{report['compared']:,} of its users with {report['listed']:,} accounts"
+    if report["groups"] or report["groups_listed"]:
+        size += f", {report['groups']:,} of its groups with {report['groups_listed']:,} there ({report['memberships']:,} members)"
     total = sum(report["counts"].values())
     if not total:
         return f"compared {when}, {size}: nothing differs."
     ends = {
         "held": "the repair waits for an approval",
+        "refused": "the repair was refused",
         "repairing": "being applied again",
         "repaired": f"{report['repaired']:,} given back to be applied again",
     }
     return f"compared {when}, {size}: {counted(total, 'difference')}, {ends.get(report['state'], 'reported only')}."
+
+
+def runs(view: Mapping[str, Any]) -> RenderableType:
+    """Comparisons of a target, the newest first, and when the next one begins."""
+    now = view["at"]
+    if not view["runs"]:
+        return plain(f"{view['target']} was never compared.")
+    table = _table(
+        "When", "Took", "Mode", "Ended", "Users", "Groups", "Differences", "Repaired", "By", right=("Users",)
+    )
+    for run in view["runs"]:
+        took = "-" if run["state"] == "running" else duration(run["ended_at"] - run["started_at"])
+        ended = f"{run['state']} ({run['code']})" if run["code"] else run["state"]
+        style = {"good": "green", "repaired": "green", "failed": "red", "held": "yellow"}.get(run["state"], "")
+        _row(
+            table,
+            ago(run["started_at"], now),
+            took,
+            run["mode"],
+            plain(ended, style),
+            f"{run['compared']:,}",
+            f"{run['groups']:,}",
+            f"{sum(run['counts'].values()):,}",
+            f"{run['repaired']:,}",
+            run["actor"],
+        )
+    return Group(table, plain(f"Next by itself: {ago(view['next_at'], now)}", "bright_black"))
+
+
+def notes(view: Mapping[str, Any], some: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """What deliveries noted about the resources of a target: kinds, counts, and the first lines of each."""
+    if not view["kinds"]:
+        return plain(f"Deliveries of {view['target']} note nothing about resources.")
+    table = _table("Note", "Count", "What it means", right=("Count",))
+    for kind in view["kinds"]:
+        cell = [plain(kind["title"] or kind["code"])]
+        if kind["done"] and kind["count"]:
+            cell.append(plain(f"When that is done: provgate notes done {view['target']} {kind['code']} ID...", "cyan"))
+        style = "yellow" if kind["done"] and kind["count"] else "" if kind["count"] else "bright_black"
+        _row(table, plain(kind["code"], style), f"{kind['count']:,}", Group(*cell))
+    parts: list[RenderableType] = [plain(f"{view['target']}\n", "bold"), table]
+    if some:
+        lines = _table("Note", "Id", "Who", "Account", "About", "Last", "Times", right=("Times",))
+        for line in some:
+            last = ago(line["last_at"], view["at"])
+            about = line["code"] or line["message"]
+            cells = (line["class"], line["resource"], line["label"], line["account_id"], about, last)
+            _row(lines, *cells, f"{line['times']:,}")
+        more = sum(view["counts"].values()) - len(some)
+        parts += [Text(""), lines]
+        if more > 0:
+            said = f"and {counted(more, 'line')} more; --first N shows more of each kind, --csv FILE writes all"
+            parts.append(plain(said, "cyan"))
+    return Group(*parts)
 
 
 def _classes(counted_: Mapping[str, Any], words: Mapping[str, tuple[str, str]]) -> Table:

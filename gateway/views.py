@@ -35,6 +35,7 @@ class Surroundings(Struct, frozen=True, kw_only=True):
         presences: the presence documents of all workers heard of lately.
         last_outcome: when the last outcome of a target was folded here, and what it was.
         last_request: when Entra last called this gateway for a target.
+        next_comparison: when a target is compared by itself after its last comparison.
     """
 
     now: float
@@ -44,6 +45,7 @@ class Surroundings(Struct, frozen=True, kw_only=True):
     public_url: str
     last_outcome: Callable[[str], tuple[float, str] | None]
     last_request: Callable[[str], float | None]
+    next_comparison: Callable[[str, Report | None], float | None] = lambda target, last: None
 
     def tenant_url(self, target: str) -> str:
         """What the Entra admin enters."""
@@ -101,8 +103,8 @@ class LastOutcome(Struct, frozen=True):
 class TargetView(Struct, frozen=True, kw_only=True):
     """One target. `states` counts resources by every state; `problems` is empty when all is well, else worst first.
 
-    `reconcile`: the last comparison of its accounts with what was applied. `credential_days_left`: of the product's credential,
-    where its end is known; negative afterwards.
+    `reconcile`: the last comparison of its accounts with what was applied; `reconcile_next_at`: when the next one begins.
+    `credential_days_left`: of the product's credential, where its end is known; negative afterwards.
     """
 
     name: str
@@ -130,6 +132,7 @@ class TargetView(Struct, frozen=True, kw_only=True):
     credential_days_left: int | None = None
     last_request_at: float | None = None
     reconcile: Report | None = None
+    reconcile_next_at: float | None = None
 
 
 class WaitingView(Struct, frozen=True, kw_only=True):
@@ -414,6 +417,7 @@ def target_view(around: Surroundings, reader: Reader, name: str) -> TargetView:
         )
     closed = runtime.circuit is Circuit.CLOSED
     last = around.last_outcome(name)
+    compared = last_report(reader, name)
     return TargetView(
         name=name,
         title=settings.title,
@@ -452,7 +456,8 @@ def target_view(around: Surroundings, reader: Reader, name: str) -> TargetView:
         credential_days_left=None
         if served.credential is None
         else math.floor((served.credential.ends_at - now) / DAY_S),
-        reconcile=last_report(reader, name),
+        reconcile=compared,
+        reconcile_next_at=around.next_comparison(name, compared),
     )
 
 

@@ -49,8 +49,11 @@ class Secret(Struct, frozen=True, forbid_unknown_fields=True):
         if (self.env is None) == (self.file is None):
             raise ValueError('a secret is a reference: {env = "NAME"} or {file = "path"}')
 
-    def reveal(self) -> str:
+    def reveal(self, base: Path = Path()) -> str:
         """Read the secret.
+
+        Args:
+            base: the folder of the configuration file; a relative file lies beside it.
 
         Raises:
             ConfigurationError: the variable or file is missing, empty, or readable by everyone.
@@ -60,7 +63,7 @@ class Secret(Struct, frozen=True, forbid_unknown_fields=True):
             if not value:
                 raise ConfigurationError(f"environment variable {self.env}", ["is not set or empty"])
             return value
-        path = Path(self.file or "")
+        path = base / (self.file or "")
         try:
             if path.stat().st_mode & 0o007:
                 raise ConfigurationError(str(path), ["is accessible to everyone; chmod 600 it"])
@@ -213,6 +216,7 @@ class ReconcileSettings(Struct, frozen=True, kw_only=True):
         list_share_min: a list shorter than this part of the last one is taken for broken.
         held_share: a repair of more than max(`held_count_min`, this part of the users) waits for an operator's approval.
         unknown: accounts nobody here has: only said, or deleted where they carry the externalId of a user deleted here.
+        settle_s: how long after a write the product's lists may still show what was before it, unless its connector knows.
     """
 
     mode: Literal["off", "report", "repair"] = "report"
@@ -222,6 +226,7 @@ class ReconcileSettings(Struct, frozen=True, kw_only=True):
     held_share: Annotated[float, Meta(gt=0, le=1)] = 0.05
     held_count_min: Count = 10
     unknown: Literal["report", "delete-ours"] = "report"
+    settle_s: Annotated[float, Meta(ge=0, le=86_400)] | None = None
 
 
 # ---- how Entra signs in

@@ -36,6 +36,20 @@ class RateLimit(Struct, frozen=True):
     per_s: float = 1.0
 
 
+class NoteKind(Struct, frozen=True, omit_defaults=True):
+    """Something deliveries of this connector note about resources (`schemas.events.Note`).
+
+    Args:
+        code: as noted.
+        title: the heading of the list, e.g. `provisioned and not invited`.
+        done: the code that is noted in its place when a person has dealt with it; "" when there is nothing to deal with.
+    """
+
+    code: str
+    title: str
+    done: str = ""
+
+
 class Spec(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A connector's declaration.
 
@@ -51,8 +65,10 @@ class Spec(Struct, frozen=True, omit_defaults=True, kw_only=True):
         on_delete: what a SCIM DELETE does there unless configured otherwise.
         capabilities: optional parts of the contract this connector has.
         settle_s: how long after a write the product's lists may still show what was before it.
+        rights_settle_s: for how long the product may refuse a right that was given just now; only then a refusal is an alert.
         support: `documented` when built from the vendor's public interface, `assumed` when the contract is ours.
         pitfalls: what an admin should know beforehand, a sentence each.
+        notes: what its deliveries note about resources, for operators to list.
     """
 
     name: str
@@ -66,8 +82,10 @@ class Spec(Struct, frozen=True, omit_defaults=True, kw_only=True):
     on_delete: Literal["delete", "deactivate"] = "delete"
     capabilities: tuple[str, ...] = ()
     settle_s: float = 15.0
+    rights_settle_s: float = 0.0
     support: Literal["documented", "assumed"] = "documented"
     pitfalls: tuple[str, ...] = ()
+    notes: tuple[NoteKind, ...] = ()
     any_attribute: bool = False
 
     @property

@@ -127,7 +127,7 @@ def a_configuration(nats: str, product: str, secret: Path, *, reconcile: str = "
     return parse(
         f'[gateway]\nport = {free_port()}\noperator_port = {free_port()}\n[nats]\nurl = "{nats}"\n'
         f'[targets.{TARGET}]\nconnector = "bobs_business"\ntitle = "Learning"\n{more}\n'
-        f"[targets.{TARGET}.reconcile]\n{reconcile}\n"
+        f"[targets.{TARGET}.reconcile]\nsettle_s = 0.0\n{reconcile}\n"
         f'[targets.{TARGET}.settings]\ntenant_url = "{product}/scim/v2"\napi_key = {{ file = "{secret}" }}\n'
         "allow_loopback = true\n"
     )
