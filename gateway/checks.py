@@ -93,7 +93,7 @@ def revealed(secret: Secret, base: Path) -> str:
     Raises:
         ConfigurationError: it cannot be read.
     """
-    return (Secret(file=str(base / secret.file)) if secret.file is not None else secret).reveal()
+    return secret.reveal(base)
 
 
 def _operator_token(config: Configuration, base: Path) -> Iterable[Finding]:

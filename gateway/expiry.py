@@ -45,7 +45,7 @@ class ExpiryWatch:
             StoreError: the keys cannot be read.
         """
         targets = self._targets()
-        rows = {row.id: row for row in await self._keys.listed() if _takes(targets.get(row.target), row)}
+        rows = {row.id: row for row in await self._keys.listed() if takes_secret(targets.get(row.target), row)}
         due = [
             warning
             for warning in expiry_warnings(rows.values(), self._now())
@@ -59,7 +59,7 @@ class ExpiryWatch:
         return due
 
 
-def _takes(settings: TargetSettings | None, row: KeyRecord) -> bool:
+def takes_secret(settings: TargetSettings | None, row: KeyRecord) -> bool:
     """Whether this key or secret could be used at all: its target is configured and signs in this way."""
     if settings is None:
         return False

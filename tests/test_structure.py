@@ -37,14 +37,17 @@ STORE = (
     "gateway/databases.py",
     "gateway/store.py",
     "gateway/reports_store.py",
+    "gateway/mails_store.py",
     "gateway/migrations/",
 )
 HOMES: dict[str, tuple[str, ...]] = {
+    "aiosmtplib": ("gateway/smtp.py",),
     "litestar": (
         "gateway/scim_app.py",
         "gateway/operators.py",
         "gateway/reports_api.py",
         "gateway/configuration_api.py",
+        "gateway/mail_api.py",
         "deploy/emulators/",
     ),
     "sqlmodel": ("gateway/tables.py",),
