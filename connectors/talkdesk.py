@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
 from connectors.contract import (
     Auth,
@@ -42,6 +42,7 @@ TITLE = "Talkdesk"
 EXTENSION = "urn:ietf:params:scim:schemas:extension:talkdesk:2.0:User"
 SCIM_PREFIX = "/scim/v2"
 DEFAULT_ROLE = "Agent"
+NO_LICENCE = "no_licence"
 BUILT_IN_ROLES = ("Administrator", "Agent", "Supervisor")
 """Exist in every account and cannot be renamed or deactivated."""
 KEEP_ALIVE_S = 12 * 3600.0
@@ -276,6 +277,7 @@ class Talkdesk(Connector[Settings, Account]):
             "and map rolesString and teamsString instead."
         ),
         rate_limit=RateLimit(calls=4, per_s=1.0),
+        rights_settle_s=600.0,  # a new scope "can take minutes"
         concurrency_max=4,
         on_delete="delete",
         capabilities=("list_accounts", "directory", "keep_alive"),
@@ -427,12 +429,17 @@ class Talkdesk(Connector[Settings, Account]):
         held = self.scim.resource_of(answer, "POST", "/Users")
         account_id = checked_id(held.get("id"), f"{TITLE} answered {answer.status} to POST /Users")
         if account.active is not False:  # unmapped means active on create (T8)
-            _await_licence(held, account_id)
+            _await_licence(held, account_id, ctx)
         return account_id
 
     async def update(self, account_id: str, account: Account, ctx: Delivery) -> None:
-        """PATCH where the product says it can; otherwise read, merge and PUT, because PUT forgets what is not sent (A4)."""
+        """PATCH where the product says it can; otherwise read, merge and PUT, because PUT forgets what is not sent (A4).
+
+        Who was to be active because nothing was said (T8), and had no licence, is activated here as soon as there is one.
+        """
         ctx.warnings.extend(account.warnings)
+        if account.active is UNSET and ctx.has_note(NO_LICENCE):
+            account = structs.replace(account, active=True)
         sent = account.entitlements(creating=False, default_role=self.settings.default_role)
         if await self.scim.can_patch(ctx):
             method = "PATCH"
@@ -448,8 +455,15 @@ class Talkdesk(Connector[Settings, Account]):
                 attribute="userName",
             )
         self._refused(answer, method, "/Users/{id}", account)
-        if account.active is True and answer.body is not None:
-            _await_licence(self.scim.resource_of(answer, method, "/Users/{id}"), account_id)
+        if account.active is True:
+            held = (
+                await self.scim.read(account_id, ctx)
+                if answer.body is None
+                else self.scim.resource_of(answer, method, "/Users/{id}")
+            )
+            _await_licence(held, account_id, ctx)
+        if account.active is not UNSET:
+            ctx.unnote(NO_LICENCE)
 
     async def delete(self, account_id: str, ctx: Delivery) -> None:
         """The product's delete, or deactivation where the settings say so; one that is gone is fine."""
@@ -745,13 +759,14 @@ def _operations(account: Account, sent: Mapping[str, str]) -> list[dict[str, Any
     return [{"op": "replace", "path": path, "value": value} for path, value in values.items() if value is not UNSET]
 
 
-def _await_licence(held: Mapping[str, Any], account_id: str) -> None:
+def _await_licence(held: Mapping[str, Any], account_id: str, ctx: Delivery) -> None:
     """Raise when a user that was to be active is not: the product says "no licence left" in this way only."""
     if held.get("active") is False:
+        ctx.note(NO_LICENCE, f"{TITLE} made the user inactive, because no licence was left.")
         raise Blocked(
             f"{TITLE} has no licence left: the user exists but is inactive. Free a licence or buy one; it is tried again.",
             on="licence",
-            code="no_licence",
+            code=NO_LICENCE,
             attribute="active",
             account_id=account_id,
             observed_active=False,

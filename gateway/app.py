@@ -30,13 +30,18 @@ from gateway.expiry import ExpiryWatch
 from gateway.intake import Intake, Waiters
 from gateway.jetstream import JetStream
 from gateway.keys import Keys, pepper_in
+from gateway.lifecycle import Row
 from gateway.limits import Overload, SheddingReports, Sources
 from gateway.listener import HttpServer, allow_open_files, listen
+from gateway.mail_api import mail_router
 from gateway.metrics import Metrics
+from gateway.notify import Notifier
+from gateway.notes_api import notes_router
 from gateway.operators import Services, create_app, end_streams
 from gateway.outcomes import Outcomes
 from gateway.reconcile import LOOK_EVERY_S, Reconciler
 from gateway.refusals import RefusedSignIns
+from gateway.regrouping import Regrouping
 from gateway.reports_api import reports_router
 from gateway.scim_app import Edge, ScimParts, scim_app
 from gateway.store import Store
@@ -45,6 +50,7 @@ from schemas.config_file import CONFIG_LOOK_EVERY_S, ConfigurationFile
 from schemas.errors import ConfigurationError
 from schemas.logs import logger, register_secret
 from schemas.specs import Spec
+from schemas.states import FOR_A_PERSON, State
 from schemas.topology import PRESENCE_TTL_S
 
 PEPPER_FILE = "keys.pepper"
@@ -125,6 +131,11 @@ class Presences:
                 return True
         return False
 
+    def rights_settle_s(self, target: str) -> float:
+        """See `schemas.specs.Spec`; 0 when no worker has said."""
+        spec = self.spec(target)
+        return spec.rights_settle_s if spec is not None else 0.0
+
     def spec(self, target: str) -> Spec | None:
         """The connector's declaration, if it was ever announced."""
         return self._specs.get(target)
@@ -143,6 +154,7 @@ class Gateway:
         self.file = file
         self.base = file.path.resolve().parent
         self.targets: Mapping[str, TargetSettings] = config.targets
+        self.mail = config.mail
         self.stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -165,7 +177,9 @@ class Gateway:
             alone=config.store.url is None,
             on_presence=self.presences.hear,
         )
-        self.dispatcher = Dispatcher(self.store, self.bus, clock, self.spawn, self._known_targets)
+        self.dispatcher = Dispatcher(
+            self.store, self.bus, clock, self.spawn, self._known_targets, self.presences.rights_settle_s
+        )
         self.waiters = Waiters()
         self.metrics = Metrics(self.targets)
         self.outcomes = _CountedOutcomes(
@@ -176,8 +190,9 @@ class Gateway:
             self.dispatcher,
             self._known_targets,
             random.random,
-            on_settled=lambda row: self.waiters.wake(row.id, row),
+            on_settled=self._on_settled,
             awaited=self.waiters.awaited,
+            rights_settle_s=self.presences.rights_settle_s,
         )
         self.intake = Intake(
             self.store,
@@ -201,9 +216,30 @@ class Gateway:
             self.presences.serves,
             self.spawn,
         )
+        self.regrouping = Regrouping(
+            self.store,
+            self.dispatcher,
+            clock,
+            self._known_targets,
+            self.bus.ask,
+            self.presences.spec,
+            self.presences.serves,
+        )
         self.keys = Keys(self.store, self._pepper(), now=time.time, clock=time.monotonic)
         self.expiry = ExpiryWatch(self.keys, self._known_targets, time.time)
         self.refused = RefusedSignIns(time.time)
+        self.notifier = Notifier(
+            self.store,
+            lambda: self.mail,
+            self._known_targets,
+            self.presences.seen,
+            self.bus.connected,
+            configuration_problems=lambda: len(self.file.problems),
+            rights_settle_s=self.presences.rights_settle_s,
+            base=self.base,
+            place=config.gateway.public_url,
+            counted=self.metrics.count_mail,
+        )
         self.overload = Overload(on_step=self.metrics.set_overload, on_shed=self.metrics.count_shed)
         try:
             await self._serve(clock)
@@ -237,7 +273,13 @@ class Gateway:
         register_secret(token)
         scim = scim_app(self._scim_parts())
         services = self._services(clock, public_url, token, scim)
-        operators = create_app(services, reports_router(services, self.reconciler), configuration_router(services))
+        routers = (
+            reports_router(services, self.reconciler),
+            configuration_router(services),
+            notes_router(services),
+            mail_router(services, self.notifier),
+        )
+        operators = create_app(services, *routers)
         servers = [
             HttpServer(scim, scim_socket, limits, sources),
             HttpServer(SheddingReports(operators, self.overload), operator_socket, limits, sources),
@@ -252,6 +294,8 @@ class Gateway:
         self.spawn(self._for_ever("reconcile", self._look_at_products))
         self.spawn(self._for_ever("config", self._look_at_config))
         self.spawn(self._for_ever("keys", self._look_at_keys))
+        self.spawn(self._for_ever("alerts", self.notifier.watch))
+        self.spawn(self._for_ever("mails", self.notifier.deliver))
         self.spawn(self._for_ever("overload", lambda: self.overload.watch(lambda: self.store.jobs_waiting)))
         log.info("gateway.started", scim=_url(scim_socket), operators=_url(operator_socket), targets=len(self.targets))
         gc.collect()
@@ -301,6 +345,11 @@ class Gateway:
         self.intake.relax()
         await asyncio.sleep(max(0.0, SWEEP_EVERY_S - (time.monotonic() - started)))
 
+    def _on_settled(self, row: Row) -> None:
+        self.waiters.wake(row.id, row)
+        if row.state in FOR_A_PERSON or row.state is State.BLOCKED:
+            self.notifier.kick()
+
     def _answers_soon(self, target: str) -> bool:
         """Whether waiting for the outcome of a write may be worth it: never in shadow mode, where none comes."""
         settings = self.targets.get(target)
@@ -322,6 +371,7 @@ class Gateway:
     async def _look_at_products(self) -> None:
         await asyncio.sleep(LOOK_EVERY_S)
         await self.reconciler.look()
+        await self.regrouping.look_around()
 
     async def _look_at_keys(self) -> None:
         await self.expiry.look()
@@ -340,7 +390,7 @@ class Gateway:
                 continue
             if fresh is None:
                 continue
-            was, self.targets = self.targets, fresh.targets
+            was, self.targets, self.mail = self.targets, fresh.targets, fresh.mail
             self.presences.hear_again(name for name in fresh.targets if name not in was)
             self.metrics.know(fresh.targets)
             await self._leave_shadow(
@@ -374,6 +424,7 @@ class Gateway:
                 lambda ledger: ledger.save_spec(target, body, settings_digest=digest, seen_at=time.time())
             )
         await self.dispatcher.probe_now(target)
+        await self.regrouping.changed(target)
 
     async def _remember_specs(self) -> None:
         for name in self.targets:
@@ -433,6 +484,8 @@ class Gateway:
             config_problems=lambda: self.file.problems,
             ask_worker=self.bus.ask,
             scim_openapi=lambda target: scim.openapi(public_url, target),
+            mail_health=self.notifier.health,
+            next_comparison=self.reconciler.next_after,
         )
 
     def _live_events(self) -> AsyncIterator[Mapping[str, Any]]:

@@ -72,13 +72,20 @@ class Dispatcher:
     """
 
     def __init__(
-        self, store: Store, bus: Bus, clock: Clock, spawn: Spawn, targets: Callable[[], Mapping[str, TargetSettings]]
+        self,
+        store: Store,
+        bus: Bus,
+        clock: Clock,
+        spawn: Spawn,
+        targets: Callable[[], Mapping[str, TargetSettings]],
+        rights_settle_s: Callable[[str], float] = lambda target: 0.0,
     ) -> None:
         self.store = store
         self.bus = bus
         self.clock = clock
         self.spawn = spawn
         self.targets = targets
+        self.rights_settle_s = rights_settle_s
         self._pumping: set[str] = set()
         self._probing: set[str] = set()
         self._crowded: set[str] = set()
@@ -211,18 +218,28 @@ class Dispatcher:
     # ---- a worker asks
 
     async def begin(self, request: Begin) -> bool | None:
-        """May this delivery act? See `lifecycle.begin` (R6)."""
+        """May this delivery act? See `lifecycle.begin` (R6). Not for real once its target is in shadow mode."""
 
         def job(ledger: Ledger) -> bool | None:
             row = ledger.row(request.resource)
             if row is None or row.target != request.target:
                 return False
-            go = begin(row, request.fence, request.delivery, self.clock.now())
-            if go:
+            now = self.clock.now()
+            go = begin(row, request.fence, request.delivery, now)
+            if go and self._began_before_shadow(row):
+                lose(row, now)  # and is sent again, to be rehearsed
+                go = False
+                ledger.save(row)
+            elif go:
                 ledger.save(row)
             return go
 
         return await self.store.run(job)
+
+    def _began_before_shadow(self, row: Row) -> bool:
+        """Whether the event that is out would still be delivered for real, although its target is in shadow mode by now."""
+        settings = self.targets().get(row.target)
+        return settings is not None and settings.shadow and row.body is not None and not decode_event(row.body).shadow
 
     # ---- once a second
 
@@ -350,12 +367,17 @@ class Dispatcher:
     async def _probe_target(self, name: str) -> None:
         try:
             reply = await self.bus.probe(name) if self.bus.connected() else None
+            alert_after_s = self.rights_settle_s(name)
+            stays_open = False
 
             def job(ledger: Ledger) -> bool:
+                nonlocal stays_open
                 target = ledger.target(name)
                 if target.circuit is not Circuit.AUTH:
                     return False
                 now = self.clock.now()
+                # said by the first probe after that time; the one before it was a wait ago
+                stays_open = alert_after_s > 0 and 0 <= now - target.opened_at - alert_after_s < target.probe_wait_s
                 if reply is not None and reply.ok:
                     close_circuit(target, now)
                     ledger.hasten(name, now)
@@ -369,6 +391,8 @@ class Dispatcher:
             if await self.store.run(job):
                 log.info("circuit.closed", target=name)
                 self.kick(name)
+            elif stays_open:
+                log.error("circuit.stays_open", target=name, circuit=Circuit.AUTH.value)
         finally:
             self._probing.discard(name)
 

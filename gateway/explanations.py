@@ -77,12 +77,14 @@ class Served(Struct, frozen=True):
         problems: why workers that know it do not.
         credential: when the product's credential ends, where the connector knows.
         kept: why workers that serve it do so as it was configured before.
+        rights_settle_s: see `schemas.specs.Spec`.
     """
 
     workers: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     credential: Credential | None = None
     kept: tuple[str, ...] = ()
+    rights_settle_s: float = 0.0
 
 
 class Problem(Struct, frozen=True):
@@ -102,7 +104,7 @@ class Problem(Struct, frozen=True):
     @property
     def stops(self) -> bool:
         """Whether changes wait because of it."""
-        return self.red or self.code == "paused"
+        return self.red or self.code in ("paused", "circuit_auth")
 
 
 def served_by(presences: Iterable[Mapping[str, Any]], target: str) -> Served:
@@ -111,6 +113,7 @@ def served_by(presences: Iterable[Mapping[str, Any]], target: str) -> Served:
     problems: list[str] = []
     kept: list[str] = []
     credential: Credential | None = None
+    rights_settle_s = 0.0
     for presence in presences:
         targets = presence.get("targets")
         entry = targets.get(target) if isinstance(targets, dict) else None
@@ -118,6 +121,7 @@ def served_by(presences: Iterable[Mapping[str, Any]], target: str) -> Served:
             continue
         if entry.get("serving"):
             workers.append(str(presence.get("worker", "")))
+            rights_settle_s = max(rights_settle_s, _rights_settle_s(entry.get("spec")))
             kept += [str(problem) for problem in entry.get("problems", ())]
             found = _credential(entry.get("credential"))
             # While workers know different ones, e.g. in the middle of a change, the one that ends first is spoken of.
@@ -125,7 +129,18 @@ def served_by(presences: Iterable[Mapping[str, Any]], target: str) -> Served:
                 credential = found
         else:
             problems += [str(problem) for problem in entry.get("problems", ())]
-    return Served(tuple(sorted(workers)), tuple(dict.fromkeys(problems)), credential, tuple(dict.fromkeys(kept)))
+    return Served(
+        tuple(sorted(workers)),
+        tuple(dict.fromkeys(problems)),
+        credential,
+        tuple(dict.fromkeys(kept)),
+        rights_settle_s,
+    )
+
+
+def _rights_settle_s(spec: Any) -> float:
+    said = spec.get("rights_settle_s") if isinstance(spec, dict) else None
+    return float(said) if isinstance(said, (int, float)) else 0.0
 
 
 def _credential(said: Any) -> Credential | None:
@@ -170,13 +185,15 @@ def problems_of(
     if target.circuit is not Circuit.CLOSED:
         since = duration(now - target.opened_at)
         refused = target.circuit is Circuit.AUTH
+        settling_s = served.rights_settle_s - (now - target.opened_at) if refused else 0.0
+        soon = f"It is tried again by itself, and an alert in {duration(settling_s)}: a right given just now takes a while. "
         found.append(
             Problem(
                 f"circuit_{target.circuit.value}",
-                True,
+                settling_s <= 0,
                 ("refuses our credentials or settings" if refused else "is down")
                 + f" since {since} ({sentence_of(target.circuit_reason) or 'no reason given'})",
-                f"Correct the credential or setting, then: provgate target probe {name}"
+                f"{soon if settling_s > 0 else ''}Correct the credential or setting, then: provgate target probe {name}"
                 if refused
                 else f"It is probed by itself; at once with: provgate target probe {name}",
             )

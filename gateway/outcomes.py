@@ -63,6 +63,7 @@ class Outcomes:
     Args:
         on_settled: is told about every row that moved, after the commit.
         awaited: whether a request waits here for a resource.
+        rights_settle_s: of a target, see `schemas.specs.Spec`.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Outcomes:
         jitter: Callable[[], float],
         on_settled: Callable[[Row], None] = lambda row: None,
         awaited: Callable[[str], bool] = lambda resource: False,
+        rights_settle_s: Callable[[str], float] = lambda target: 0.0,
     ) -> None:
         self.store = store
         self.bus = bus
@@ -84,6 +86,7 @@ class Outcomes:
         self.jitter = jitter
         self.on_settled = on_settled
         self.awaited = awaited
+        self.rights_settle_s = rights_settle_s
 
     async def fold(self, outcome: Outcome) -> None:
         """Settle one outcome; returns after the commit, so that the caller may acknowledge it then (rule A5)."""
@@ -153,7 +156,9 @@ class Outcomes:
                 target = ledger.target(row.target)
                 reason = effect.reason.message if effect.reason else ""
                 if open_circuit(target, effect.circuit, reason, now):
-                    log.error("circuit.opened", target=row.target, circuit=effect.circuit.value)
+                    alert_in_s = self.rights_settle_s(row.target) if effect.circuit is Circuit.AUTH else 0.0
+                    say = log.warning if alert_in_s else log.error
+                    say("circuit.opened", target=row.target, circuit=effect.circuit.value, alert_in_s=alert_in_s)
                 ledger.save_target(target)
                 return
             if isinstance(effect, RateLimitHit):

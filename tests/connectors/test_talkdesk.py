@@ -390,6 +390,19 @@ async def test_no_licence_left_waits_with_the_accounts_id(emulator: Any, token: 
     assert users(product)[0]["active"] is True
 
 
+async def test_an_update_answered_without_the_user_is_read_for_the_licence(token: Path) -> None:
+    """1.4: PATCH may be answered 204; whether there was a licence then shows in the user only."""
+    product = TalkdeskEmulator(rate_per_s=0, patch=True, licences=0)
+    account_id = product.seed({"users": [{**SEEDED, "externalId": "x"}]})["ids"][0]
+    product.fault("status", method="PATCH", status=204, when="after")
+    async with running(product) as url, connected(url, token) as connector:
+        active = Account(user_name=SEEDED["userName"], given_name="Rita", family_name="Sousa", active=True)
+        assert isinstance(await refusal(connector.update(account_id, active, Delivery())), Blocked)
+        product.set(licences=1)
+        await connector.update(account_id, active, Delivery())
+    assert users(product)[0]["active"] is True
+
+
 async def test_an_inactive_wish_does_not_wait_for_a_licence(emulator: Any, token: Path) -> None:
     """T9: a soft-deleted user arrives inactive."""
     product, url = emulator
@@ -411,7 +424,7 @@ async def either(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Talkdesk
     assert ("PUT" in used) is not request.param
 
 
-SEEDED = {
+SEEDED: dict[str, Any] = {
     "userName": "rita.sousa@example.com",
     "givenName": "Old",
     "externalId": "kept",
