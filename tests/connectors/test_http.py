@@ -6,17 +6,23 @@ import asyncio
 import base64
 import contextlib
 import gzip
+import ipaddress
 import socket
+import ssl
 import struct
 import time
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from connectors.contract import Delivery, Endpoint, VendorResponse
 from connectors.http import (
@@ -28,6 +34,7 @@ from connectors.http import (
     Basic,
     Bearer,
     ClientCredentials,
+    ForbiddenAddress,
     HttpClient,
     Pace,
     PublicResolver,
@@ -48,6 +55,7 @@ from schemas.errors import (
     Rejected,
     Unavailable,
 )
+from schemas.logs import register_secret
 from schemas.specs import RateLimit
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -259,6 +267,17 @@ NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
         ("Fri, 20 Nov 2026 12:00:30 GMT", 30.0),
         ("Fri, 20 Nov 2026 11:00:00 GMT", 0.0),
         ("Sat, 21 Nov 2026 12:00:00 GMT", RETRY_AFTER_MAX_S),
+        ("Friday, 20-Nov-26 12:00:30 GMT", 30.0),
+        ("Fri Nov 20 12:00:30 2026", 30.0),
+        ("9" * 400, RETRY_AFTER_MAX_S),
+        ("\uff15", None),
+        ("7, 8", None),
+        ("1e3", None),
+        ("nan", None),
+        ("inf", None),
+        ("Fri, 31 Feb 2026 00:00:00 GMT", None),
+        ("Fri, 20 Nov 2026 12:00:30 +9999", None),
+        ("(" * 8_000, None),
         ("soon", None),
         ("-5", None),
         ("", None),
@@ -294,6 +313,10 @@ def test_a_vendors_text_is_cut_and_loses_numbers_addresses_and_tokens() -> None:
     assert len(clean("word " * 1000)) == TEXT_CHARS_MAX
     assert clean("x" * 40) == "[…]"
     assert clean({"a": 1}) == ""
+    assert clean("no /users/ann%40example.com, 447\u2011400_123\u2013456") == "no [address], [number]"
+    assert clean("\x1b[31m<b>\u2028\x00") == "[31m<b>"
+    register_secret("Half-A-Secret-42")
+    assert clean(" " * 1_590 + "Half-A-Secret-42") == "[redacted]", "cut in two it would not be recognised"
 
 
 async def test_an_error_never_shows_the_credential_even_when_the_product_repeats_it(tmp_path: Path) -> None:
@@ -500,6 +523,306 @@ async def test_several_workers_share_the_products_limit(workers: int, least_s: f
         started = time.monotonic()
         await asyncio.gather(*(http.request("GET", "/Users") for _ in range(4)))
         assert least_s <= time.monotonic() - started < least_s + 1.0
+
+
+# Hostile answers ------------------------------------------------------------------------------------------------------
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+GZIPPED = OK + b"Content-Encoding: gzip\r\n\r\n"
+SAID = "Zx9SaidByTheProduct"
+
+
+def whole(body: bytes, *headers: bytes, status: bytes = b"200 OK") -> bytes:
+    """An answer that keeps the rules of HTTP."""
+    lines = [b"HTTP/1.1 " + status, *headers, b"Content-Length: %d" % len(body)]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+UNUSABLE: dict[str, bytes] = {
+    "nothing": b"",
+    "another protocol": b"SSH-2.0-OpenSSH_9.9\r\n",
+    "HTTP/0.9": b"<html></html>",
+    "an HTTP of the future": b"HTTP/9.9 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+    "status 000": whole(b"{}", status=b"000 None"),
+    "status 1000": whole(b"{}", status=b"1000 Much"),
+    "status 101": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n{}",
+    "a negative length": OK + b"Content-Length: -1\r\n\r\n{}",
+    "two lengths": OK + b"Content-Length: 2\r\nContent-Length: 5\r\n\r\n{}xxx",
+    "a list of lengths": OK + b"Content-Length: 2, 5\r\n\r\n{}xxx",
+    "a length beyond counting": OK + b"Content-Length: 99999999999999999999999\r\n\r\n{}",
+    "a length too long": OK + b"Content-Length: 500\r\n\r\n{}",
+    "length and chunks": OK + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    "a chunk of garbage": CHUNKED + b"ZZ\r\n{}\r\n0\r\n\r\n",
+    "a chunk beyond counting": CHUNKED + b"ffffffffffffffffff\r\n{}",
+    "a chunk that does not end": CHUNKED + b"7fffffffffffffff\r\n{}",
+    "a negative chunk": CHUNKED + b"-2\r\n{}",
+    "chunks without an end": CHUNKED + b"2\r\n{}\r\n",
+    "a header of 9000 characters": OK + b"X-A: " + b"b" * 9000 + b"\r\n\r\n{}",
+    "a thousand headers": OK + b"".join(b"X-%d: b\r\n" % number for number in range(1000)) + b"\r\n{}",
+    "a header without a colon": OK + b"nonsense\r\nContent-Length: 2\r\n\r\n{}",
+    "a header with NUL": OK + b"X: a\0b\r\nContent-Length: 2\r\n\r\n{}",
+    "a gzip bomb": whole(gzip.compress(b" " * 20_000_000), b"Content-Encoding: gzip"),
+    "a deflate bomb": whole(zlib.compress(b" " * 20_000_000), b"Content-Encoding: deflate"),
+    "brotli": whole(b"{}", b"Content-Encoding: br"),
+    "gzip in gzip": whole(gzip.compress(gzip.compress(b"{}")), b"Content-Encoding: gzip, gzip"),
+    "gzip in gzip, two headers": whole(
+        gzip.compress(gzip.compress(b"{}")), b"Content-Encoding: gzip", b"Content-Encoding: gzip"
+    ),
+    "no gzip at all": whole(b"{}", b"Content-Encoding: gzip"),
+    "invalid UTF-8": whole(b'{"id":"\xff"}'),
+    "UTF-16": whole('{"id":"1"}'.encode("utf-16")),
+    "half a surrogate pair": whole(b'{"id":"\\ud800"}'),
+    "deep lists": whole(b"[" * 200_000),
+    "deep objects": whole(b'{"a":' * 100_000),
+    "a float beyond counting": whole(b'{"id":1e400}'),
+    "an integer of 5000 digits": whole(b'{"id":' + b"9" * 5_000 + b"}"),
+    "NaN": whole(b'{"id":NaN}'),
+    "something behind the JSON": whole(b'{"id":"1"}x'),
+    "two JSON documents": whole(b'{"id":"1"}{"id":"2"}'),
+}
+UNUSABLE_ENDLESS: dict[str, tuple[bytes, bytes]] = {
+    "provisional answers": (b"", b"HTTP/1.1 102 Processing\r\n\r\n" * 1000),
+    "headers": (OK, b"X-A: bbbbbbbbbbbbbb\r\n" * 1000),
+    "one header": (OK + b"X-A: ", b"b" * 65_536),
+    "the reason": (b"HTTP/1.1 200 ", b"O" * 65_536),
+    "a body without a length": (OK + b"\r\n", b" " * 65_536),
+    "chunks": (CHUNKED, b"10000\r\n" + b" " * 65_536 + b"\r\n"),
+    "a chunk's extension": (CHUNKED + b"2;", b"a=b;" * 16_000),
+    "trailers": (CHUNKED + b"2\r\n{}\r\n0\r\n", b"X-A: bbbbbbbbbbb\r\n" * 1000),
+    "compressed nothing": (GZIPPED + b"\x1f\x8b\x08\0\0\0\0\0\0\3", b"\0\0\0\xff\xff" * 13_000),
+    "a gzip file's name": (GZIPPED + b"\x1f\x8b\x08\x08\0\0\0\0\0\3", b"x" * 65_536),
+    "what follows gzip": (GZIPPED + gzip.compress(b"{}"), b"x" * 65_536),
+}
+
+
+@pytest.mark.parametrize("name", [*UNUSABLE, *UNUSABLE_ENDLESS])
+async def test_an_answer_that_breaks_the_rules_is_a_lost_answer_and_the_next_call_is_not_harmed(name: str) -> None:
+    """Section 0.4: T, and looked up before the next write; S9: bounded in time and size, whatever is sent and however long."""
+    first, again = UNUSABLE_ENDLESS.get(name) or (UNUSABLE[name], b"")
+    head, _, body = first.partition(b"\r\n\r\n")
+    ends_itself = b"Content-Length: %d" % len(body) in head
+    sent_bytes = 0
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent_bytes
+        while b"/next" not in await request_head(reader):
+            writer.write(first)
+            while again:
+                writer.write(again)
+                sent_bytes += len(again)
+                await writer.drain()
+            if not ends_itself:
+                return
+        writer.write(whole(b'{"good": true}'))
+
+    started = time.monotonic()
+    async with raw_serving(converse) as url, client(url, call_s=0.3) as http:
+        ctx = Delivery()
+        error = await refused(http, "POST", json={}, ctx=ctx)
+        assert (type(error), error.ambiguous) == (Unavailable, True)
+        assert error.code in {"malformed", "connection_lost", "timeout"}
+        assert len(ctx.steps) == 1
+        assert time.monotonic() - started < 2.0
+        if name not in {"a chunk's extension", "provisional answers"}:  # these two end with the time
+            assert sent_bytes < 32 * BODY_BYTES_MAX
+        assert (await http.request("GET", "/next")).body == {"good": True}
+
+
+async def test_answers_that_are_odd_and_still_clear_are_read() -> None:
+    """RFC 8259 section 8.1 (a byte order mark may be ignored) and section 4 (the last of equal names); RFC 9110 section 15.2."""
+    answers = [
+        b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 50 + whole(b'{"id": "1"}'),
+        whole(b'\xef\xbb\xbf{"id": "1"}'),
+        whole(b'{"id": "0", "id": "1"}'),
+        whole(b'{"id": "1"}', b"Set-Cookie: session=1; Path=/", b"Content-Type: text/html"),
+    ]
+    heads: list[bytes] = []
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            heads.append(await request_head(reader))
+            writer.write(answers[len(heads) - 1] if len(heads) <= len(answers) else whole(b'{"id": "1"}'))
+
+    async with raw_serving(converse) as url, client(url) as http:
+        for _ in range(len(answers) + 1):
+            assert (await http.request("GET", "/Users")).body == {"id": "1"}
+    assert b"cookie" not in b"".join(heads).lower(), "a product's cookie is never sent, to it or to others"
+
+
+async def test_an_answer_nobody_asked_for_is_never_taken_for_the_next_calls() -> None:
+    """I11: answers shifted by one would write one person's account id to another person."""
+    stale = asyncio.Event()
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = 0
+        while True:
+            head = await request_head(reader)
+            asked += 1
+            path = head.split(b" ")[1]
+            writer.write(whole(b'{"path": "%s"}' % path))
+            await writer.drain()
+            if path == b"/first":
+                writer.write(whole(b'{"path": "somebody else"}'))
+                await writer.drain()
+                stale.set()
+
+    async with raw_serving(converse) as url, client(url) as http:
+        assert (await http.request("GET", "/first")).body == {"path": "/first"}
+        await stale.wait()
+        for _ in range(20):  # let the second answer arrive on the kept connection
+            await asyncio.sleep(0)
+        for path in ("/second", "/third"):
+            with contextlib.suppress(Unavailable):
+                assert (await http.request("GET", path)).body == {"path": path}
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["file:///etc/passwd", "http://169.254.169.254/latest", "//evil.example", "gopher://x", "\x7f:", "/again"],
+)
+@pytest.mark.parametrize("status", [300, 301, 303, 307, 308])
+async def test_no_redirect_leads_anywhere(status: int, location: str) -> None:
+    """S9: the only host that is called is the configured one, and only where the connector says."""
+    heads: list[bytes] = []
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await request_head(reader))
+        writer.write(whole(b"{}", b"Location: " + location.encode("latin-1"), status=b"%d Moved" % status))
+
+    async with raw_serving(converse) as url, client(url) as http:
+        error = await refused(http, "GET")
+    assert isinstance(error, (Misconfigured, Unavailable))
+    assert len(heads) == 1
+    assert location not in error.message
+
+
+@pytest.mark.parametrize(
+    ("part", "sent"),
+    [
+        ("a\r\nHost: evil", "a%0D%0AHost%3A%20evil"),
+        ("%2e%2e%2f", "%252e%252e%252f"),
+        ("..\\..", "..%5C.."),
+        ("a\0b\x7f", "a%00b%7F"),
+        ("ü\u202e\u2028", "%C3%BC%E2%80%AE%E2%80%A8"),
+        ("@evil.example", "%40evil.example"),
+        ("a;b=c&d", "a%3Bb%3Dc%26d"),
+        ("*", "%2A"),
+    ],
+)
+async def test_a_part_of_a_path_stays_in_its_place_whatever_it_holds(part: str, sent: str) -> None:
+    """S9: encoded whole, so that one id is one segment; the same holds for a query."""
+    lines: list[bytes] = []
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        lines.append((await request_head(reader)).split(b"\r\n")[0])
+        writer.write(whole(b"{}"))
+
+    async with raw_serving(converse) as url, client(url) as http:
+        await http.request("GET", "/Users/{id}/x", parts={"id": part}, query={"q": part})
+    assert lines == [f"GET /Users/{sent}/x?q={sent} HTTP/1.1".encode()]
+
+
+async def test_a_header_that_would_begin_another_line_is_never_sent(tmp_path: Path) -> None:
+    """S9: no value of a connector, a file or a token endpoint can add a header."""
+    file = tmp_path / "token"
+    file.write_text("abc\r\nX-Evil: 1")
+    file.chmod(0o600)
+    calls = 0
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        nonlocal calls
+        calls += 1
+        return web.json_response({"access_token": "abc\r\nX-Evil: 1", "expires_in": 600})
+
+    async with serving(answer) as url:
+        async with client(url) as http:
+            with pytest.raises(ConnectorBug):
+                await http.request("GET", "/Users", headers={"If-Match": 'W/"1"\r\nX-Evil: 1'})
+        async with client(url, auth=Bearer(Secret(file=str(file)))) as http:
+            assert (await refused(http)).code == "no_credential"
+        assert calls == 0
+        file.write_text("client-secret")
+        issued = ClientCredentials(f"{url}/token", client_id="id", client_secret=Secret(file=str(file)), form={})
+        async with client(url, auth=issued) as http:
+            assert (await refused(http, "POST", json={})).code == "malformed"
+        assert calls == 1
+
+
+@pytest.mark.parametrize("life", [10**400, -1, 0, "soon", None, True, 1e308, []])
+async def test_however_long_a_token_is_said_to_live_it_is_used(tmp_path: Path, life: Any) -> None:
+    """RFC 6749 section 5.1: expires_in is a number; anything else must not stop a target."""
+    file = tmp_path / "secret"
+    file.write_text("client-secret")
+    file.chmod(0o600)
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        return web.json_response({"access_token": "token-1", "expires_in": life})
+
+    async with serving(answer) as url:
+        auth = ClientCredentials(f"{url}/token", client_id="id", client_secret=Secret(file=str(file)), form={})
+        async with client(url, auth=auth) as http:
+            assert (await http.request("GET", "/Users")).status == 200
+
+
+async def test_neither_proxies_nor_credentials_of_the_environment_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S9: the way out is what the settings say; a proxy of the shell or a .netrc would take credentials elsewhere."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login x password y\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    seen: list[str | None] = []
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        seen.append(request.headers.get("Authorization"))
+        return web.json_response({})
+
+    async with serving(answer) as url, client(url) as http:
+        await http.request("GET", "/Users")
+    assert seen == [None]
+
+
+async def test_a_certificate_nobody_vouches_for_ends_the_call_before_anything_is_sent(tmp_path: Path) -> None:
+    """S9 and section 0.4: TLS is verified, and its failure is T."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    file = tmp_path / "server.pem"
+    file.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + certificate.public_bytes(serialization.Encoding.PEM)
+    )
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(file)
+    heard: list[bytes] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read())
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context)
+    try:
+        async with client(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}") as http:
+            error = await refused(http, "POST", json={})
+    finally:
+        server.close()
+    assert (error.code, error.ambiguous) == ("unreachable", False)
+    assert "no trusted TLS connection" in error.message
+    assert b"".join(heard) == b""
 
 
 # Repeats and the hook -------------------------------------------------------------------------------------------------
@@ -796,7 +1119,16 @@ async def test_token_requests_pass_the_hook_too(tmp_path: Path) -> None:
         "::ffff:10.0.0.1",
         "::ffff:169.254.169.254",
         "64:ff9b::a00:1",
+        "64:ff9b:1::808:808",
         "2002:a00:1::1",
+        "2002:a9fe:a9fe::",
+        "::10.0.0.1",
+        "::ffff:0:169.254.169.254",
+        "fec0::1",
+        "100::1",
+        "5f00::1",
+        "4000::1",
+        "100.100.100.200",
     ],
 )
 def test_private_and_metadata_addresses_are_never_called(address: str) -> None:
@@ -830,7 +1162,30 @@ def test_public_addresses_may_be_called(address: str) -> None:
         ("ftp://api.example.com", False),
         ("https://", False),
         ("https://host:99999", False),
+        ("https://host:0", False),
+        ("https://host:80:443", False),
+        ("https://host:\u0663", False),
         ("api.example.com", False),
+        ("https://127\u30020\u30020\u30021", False),
+        ("https://\u2460\u2461\u2466.0.0.1", False),
+        ("https://\uff4cocalhost", False),
+        ("https://ex\u00e4mple.com", False),
+        ("https://localhost.", False),
+        ("https://api.localhost", False),
+        ("https://127.0.0.1.", True),
+        ("https://0177.0.0.1", False),
+        ("https://[::ffff:127.0.0.1]", False),
+        ("https://[::127.0.0.1]", True),
+        ("https://good.example\\evil.example", False),
+        ("https://good.example\\@evil.example", False),
+        ("https://api.exam\nple.com", False),
+        ("https://api.example.com/a b", False),
+        ("https://api.example.com/../admin", False),
+        ("https://api.example.com/%2e%2e/admin", False),
+        ("https://api.example.com/a%2fb", False),
+        ("https://api%2eexample.com", False),
+        ("https://a..b", False),
+        ("https://" + "a" * 64 + ".com", False),
     ],
 )
 def test_addresses_that_must_not_be_configured_are_refused(url: str, allow_loopback: bool) -> None:
@@ -845,6 +1200,7 @@ def test_addresses_that_must_not_be_configured_are_refused(url: str, allow_loopb
     [
         ("https://api.example.com", False),
         ("https://api.example.com:8443/scim/v2", True),
+        ("https://xn--exmple-cua.com/.well-known/v1.0", False),
         ("http://127.0.0.1:8080", True),
         ("http://[::1]:8080", True),
         ("http://localhost:8080", True),
@@ -882,6 +1238,28 @@ async def test_a_name_that_leads_to_a_forbidden_address_is_refused_at_connect(ad
     finally:
         await http.close()
     assert (type(error), error.code) == (Misconfigured, "forbidden_address")
+
+
+async def test_a_name_that_leads_elsewhere_by_the_next_call_is_refused_then() -> None:
+    """S9, DNS rebinding: every connection asks anew, and what was judged is what is connected to."""
+    names = Names("127.0.0.1")
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        return web.json_response({}, headers={"Connection": "close"})
+
+    async with serving(answer) as url, client(url.replace("127.0.0.1", "localhost"), names=names) as http:
+        await http.request("GET", "/Users")
+        names.addresses = ("169.254.169.254",)
+        assert (await refused(http, "GET")).code == "forbidden_address"
+
+
+async def test_a_socket_is_made_for_judged_addresses_only() -> None:
+    """S9: an address that no resolver was asked for, because it is spelled as one, meets the same rule."""
+    async with client("http://127.0.0.1:1") as http:
+        http._socket((socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 1))).close()
+        for place in (("10.0.0.1", 443), ("fe80::1", 443, 0, 2), ("::ffff:169.254.169.254", 443, 0, 0)):
+            with pytest.raises(ForbiddenAddress):
+                http._socket((socket.AF_INET, socket.SOCK_STREAM, 6, "", place))
 
 
 async def test_only_the_public_addresses_of_a_name_are_used() -> None:
