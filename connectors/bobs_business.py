@@ -36,7 +36,7 @@ from schemas.config import Secret
 from schemas.errors import Blocked, Conflict, Gone, Misconfigured, NormalizationError, Rejected, Unavailable
 from schemas.events import identity, split_identity
 from schemas.resources import GROUP_SCHEMA, USER_SCHEMA, Group, User, text
-from schemas.specs import Attribute, RateLimit, Spec
+from schemas.specs import Attribute, NoteKind, RateLimit, Spec
 
 TITLE = "Bob's Business"
 WORK_EMAIL = 'emails[type eq "work"].value'
@@ -52,6 +52,11 @@ CANDIDATES_MAX = 20
 """So many accounts with the address of one person are read before the decision; more are a conflict in any case."""
 ALIASES_MAX = 1_000
 SEAT_RETRY_S = 3600.0
+INVITED = "invited"
+OWED = "invitation_owed"
+NOT_INVITED = "not_invited"
+NAMESAKE = "possible_duplicate"
+"""What is noted about users: an invitation is recorded before the call is repeated, and never sent again afterwards."""
 NO_SEAT = frozenset({"no_seat", "no_seats", "seat_limit", "no_licence"})
 
 _EMAIL = re.compile(r"[^@\s]+@[^@\s.]+(\.[^@\s.]+)+")
@@ -382,6 +387,12 @@ class BobsBusiness(Connector[Settings, Account]):
             "A user whose address on the platform is spelled in another letter case is found by listing all accounts, which is "
             "done at most every few minutes.",
         ),
+        notes=(
+            NoteKind(NOT_INVITED, "provisioned and not invited", done=INVITED),
+            NoteKind(OWED, "to be invited; the call has not succeeded yet"),
+            NoteKind(INVITED, "invited"),
+            NoteKind(NAMESAKE, "somebody of the same name has an account in another domain", done="no_duplicate"),
+        ),
     )
     settings_type = Settings
 
@@ -500,8 +511,9 @@ class BobsBusiness(Connector[Settings, Account]):
                 self._remember_foreign(decided["id"])
             mine = Found(account_id=decided["id"], identity=first)
             found = {mine.account_id: mine, **found}
-        for warning in decided.get("warnings", ()):
-            ctx.warnings.append(f"{warning}: an account with the same name in another domain exists on the platform.")
+        for code in decided.get("warnings", ()):
+            ctx.warnings.append(f"{code}: {_NAMESAKE_SAID}")
+            ctx.note(code, _NAMESAKE_SAID)
         return list(found.values())
 
     async def create(self, account: Account, ctx: Delivery) -> str:
@@ -513,10 +525,8 @@ class BobsBusiness(Connector[Settings, Account]):
         held = self.scim.resource_of(answer, "POST", "/Users")
         account_id = checked_id(held.get("id"), f"{TITLE} answered {answer.status} to POST {self.scim.path('/Users')}")
         self._accounts.note(account_id, account.email, account.external_id)
-        if decide_create(account.person, (), {}, self.settings.decision)["invite"]:
-            await self._invite(account_id, ctx)
-        elif self.settings.invite == "manual" and account.active:
-            ctx.warnings.append("Not invited: invitations are sent by hand on the platform.")
+        if account.active:
+            await self._welcome(account_id, ctx)
         return account_id
 
     async def update(self, account_id: str, account: Account, ctx: Delivery) -> None:
@@ -532,8 +542,10 @@ class BobsBusiness(Connector[Settings, Account]):
                 raise self._conflict({"code": "duplicate_accounts", "ids": ()})
             self._refused(answer, "PATCH", "/Users/{id}", account_id)
         self._accounts.note(account_id, account.email, account.external_id)
-        if self._is_to_be_invited(account_id, held, account, ctx):
-            await self._invite(account_id, ctx)
+        if not account.active:
+            ctx.unnote(NOT_INVITED)
+        elif self._is_to_be_invited(account_id, held, account, ctx):
+            await self._welcome(account_id, ctx)
 
     async def delete(self, account_id: str, ctx: Delivery) -> None:
         """The product's delete, or deactivation where the settings say so; one that is gone is fine."""
@@ -849,12 +861,11 @@ class BobsBusiness(Connector[Settings, Account]):
         }
 
     def _is_to_be_invited(self, account_id: str, held: Mapping[str, Any], account: Account, ctx: Delivery) -> bool:
-        """A user made by us whose invitation may have got lost, or who becomes active; never an adopted account.
-
-        The platform keeps the record of who was invited: a second call is answered `already_invited`.
-        """
-        if self.settings.invite != "on_create" or not account.active:
+        """A user made by us whose invitation may have got lost, or who becomes active; never an adopted account."""
+        if ctx.has_note(INVITED):
             return False
+        if ctx.has_note(OWED):
+            return True
         if not self._is_ours(account_id, held, account, ctx):
             return False
         return held.get("active") is False or ctx.ambiguous or ctx.attempt > 1
@@ -866,7 +877,25 @@ class BobsBusiness(Connector[Settings, Account]):
         marked = bool(account.external_id) and held.get("externalId") == account.external_id
         return marked and account_id not in self._found_foreign
 
+    async def _welcome(self, account_id: str, ctx: Delivery) -> None:
+        """Who invites an active user made by us: the platform, people, or we; nobody a second time (4.3)."""
+        if self.settings.invite == "platform":
+            return
+        if ctx.has_note(INVITED):
+            said = "An earlier account of this user was invited; nobody is invited twice."
+        elif self.settings.invite == "manual":
+            said = "Not invited: invitations are sent by hand on the platform."
+        else:
+            ctx.note(OWED, "The invitation of a new user; it is sent as soon as the platform takes it.")
+            await self._invite(account_id, ctx)
+            ctx.unnote(OWED)
+            ctx.unnote(NOT_INVITED)
+            return
+        ctx.warnings.append(said)
+        ctx.note(NOT_INVITED, said)
+
     async def _invite(self, account_id: str, ctx: Delivery) -> None:
+        """One call; whether it succeeded is recorded before it is repeated, so it is not repeated within a delivery."""
         path = self.settings.invitations_path
         answer = await self.http.request(
             "POST",
@@ -875,17 +904,18 @@ class BobsBusiness(Connector[Settings, Account]):
             parts={"id": account_id},
             headers={"Idempotency-Key": f"invite:{account_id}"},
             expect=(409, 422),
-            idempotent=True,
         )
         code = _code(answer)
         if answer.status == 409 and code in ("", "already_invited"):
             ctx.warnings.append("Invited already; no second invitation was sent.")
+            ctx.note(INVITED, "The platform had invited this user already.")
         elif answer.status == 422 and code == "inactive_user":
             raise Rejected(f"{TITLE} does not invite an inactive user.", code="inactive_user", attribute="active")
         elif answer.status >= 300:
             raise error_of(TITLE, "POST", path, answer)
         else:
             ctx.warnings.append("Invited: the platform sent one invitation.")
+            ctx.note(INVITED, "The platform sent an invitation.")
 
     def _remember_foreign(self, account_id: str) -> None:
         self._found_foreign[account_id] = None
@@ -1012,6 +1042,12 @@ _SAID = {
         "correct the address in Entra."
     ),
 }
+
+
+_NAMESAKE_SAID = (
+    "An account with the same name in another domain exists on the platform. If it is the same person, have the vendor's support "
+    "merge the two, or name the domains in domain_aliases."
+)
 
 
 def _of_another(held: Mapping[str, Any], group: Group | None) -> str:

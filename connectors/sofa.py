@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import time
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any, Literal
@@ -39,7 +38,7 @@ from schemas.errors import Blocked, Conflict, Gone, Misconfigured, Normalization
 from schemas.events import identity, split_identity
 from schemas.logs import logger
 from schemas.resources import ENTERPRISE_SCHEMA, GROUP_SCHEMA, USER_SCHEMA, Group, User
-from schemas.specs import Attribute, RateLimit, Spec
+from schemas.specs import Attribute, NoteKind, RateLimit, Spec
 
 TITLE = "Sofa"
 MANAGER = f"{ENTERPRISE_SCHEMA}:manager"
@@ -52,7 +51,8 @@ NUMBER_MAX = 10**18
 MAP_ROWS_MAX = 10_000
 UNMAPPED = "unmapped:"
 """Begins the id of a group that is acknowledged to Entra and not forwarded; the rest is its object id."""
-UNMAPPED_COUNTED_MAX = 10_000
+NO_MAPPING = "no_mapping"
+"""What is noted about such a group; how often is counted."""
 KEY_SWITCH_REST_S = 5.0
 
 FIELDS: dict[str, str] = {
@@ -492,7 +492,7 @@ class Sofa(Connector[Settings, Account]):
         rate_limit=RateLimit(calls=5, per_s=1.0),
         concurrency_max=4,
         on_delete="delete",
-        capabilities=("groups", "list_accounts", "list_groups", "key_watch"),
+        capabilities=("groups", "list_accounts", "list_groups", "key_watch", "group_maps"),
         support="assumed",
         pitfalls=(
             "Change the source of externalId from mailNickname to objectId before the connection is made.",
@@ -501,6 +501,13 @@ class Sofa(Connector[Settings, Account]):
             "Key and endpoint URL are shown once; a lost key can only be generated anew.",
             "Groups without a row in group_map or role_map are acknowledged to Entra and not forwarded.",
             "The link for setting a password is for log-in by name and password only; with single sign-on leave it off (S9).",
+            "A group whose last row is taken out of the maps is removed from the synchronization, with what Sofa made of it; put "
+            "the row back, and the group is made again with all its members.",
+        ),
+        notes=(
+            NoteKind(
+                NO_MAPPING, "groups of Entra that no row of group_map or role_map names; Sofa is not told of them"
+            ),
         ),
     )
     settings_type = Settings
@@ -523,7 +530,6 @@ class Sofa(Connector[Settings, Account]):
         prefix = urlsplit(settings.endpoint_url).path.rstrip("/")
         self._clock = clock
         self.scim = ScimClient(_Explained(http, self._key_sentence), product=TITLE, prefix=prefix)
-        self.unmapped: Counter[str] = Counter()
         self._group_map: list[dict[str, Any]] = [msgspec.to_builtins(row) for row in settings.group_map]
         self._role_map: list[dict[str, Any]] = [msgspec.to_builtins(row) for row in settings.role_map]
 
@@ -546,14 +552,10 @@ class Sofa(Connector[Settings, Account]):
         """Endpoint, key, and the setup mistakes that the seed warns of. Writes nothing."""
         try:
             _, users = await self.scim.page(None, query={"startIndex": "1", "count": "1"})
-        except Conflict as exc:
-            return [
-                Finding(
-                    level="error",
-                    code="other_synchronization",
-                    message=f"{exc.message}. Sofa allows one kind of synchronization; remove the other one there (S3).",
-                )
-            ]
+        except Misconfigured as exc:
+            if exc.code not in _SETUP_FINDINGS:
+                raise
+            return [Finding(level="error", code=_SETUP_FINDINGS[exc.code], message=exc.message)]
         findings = [
             Finding(level="ok", code="reachable", message=f"{TITLE} accepts the key; {users} users are visible.")
         ]
@@ -646,14 +648,11 @@ class Sofa(Connector[Settings, Account]):
         """DELETE, which Sofa understands as disabling; or active = false where the settings say so."""
         if self.settings.on_delete == "delete":
             answer = await self.scim.delete(account_id, ctx)
-            gone = answer.status in (404, 410)
         else:
             answer = await self.scim.patch(
                 account_id, [{"op": "replace", "path": "active", "value": False}], ctx, expect=(404, 410)
             )
-            gone = answer.status in (404, 410)
-        if gone:  # a deleted synchronization answers 404 as well, and then nothing was done (S15)
-            await self.scim.page(ctx, query={"startIndex": "1", "count": "1"})
+        await self._still_synchronized(answer, ctx)
 
     async def list_accounts(self, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
         """One page of users; the cursor is the next start index."""
@@ -753,14 +752,20 @@ class Sofa(Connector[Settings, Account]):
         """Forward a mapped group with its object id unchanged; acknowledge any other.
 
         Raises:
-            Gone: the group was not forwarded before and has a mapping now; it is to be created.
+            Gone: the group was not forwarded before and has a mapping now, or the reverse: it is taken in anew.
         """
         object_id = _group_object_id(group)
         if not self._is_forwarded(object_id):
+            if group_id is not None and not group_id.startswith(UNMAPPED):
+                await self.delete_group(
+                    group_id, ctx
+                )  # else those who leave it in Entra would keep what Sofa gave them
+                raise Gone(f"{TITLE}: the group has no mapping any more and was removed", code="unmapped_now")
             self._note_unmapped(object_id, ctx)
-            return group_id or f"{UNMAPPED}{object_id}"
+            return f"{UNMAPPED}{object_id}"
         if group_id is not None and group_id.startswith(UNMAPPED):
             raise Gone(f"{TITLE}: the group has a mapping now and is forwarded", code="mapped_now")
+        ctx.unnote(NO_MAPPING)
         wanted = {"displayName": group.display_name.strip(), "externalId": object_id}
         if group_id is None:
             answer = await self.scim.create({"schemas": [GROUP_SCHEMA], **wanted}, ctx, kind="Groups", expect=(409,))
@@ -810,9 +815,22 @@ class Sofa(Connector[Settings, Account]):
     async def delete_group(self, group_id: str, ctx: Delivery) -> None:
         """The group, which ends what the maps made of it; its users stay."""
         if not group_id.startswith(UNMAPPED):
-            await self.scim.delete(group_id, ctx, kind="Groups")
+            answer = await self.scim.delete(group_id, ctx, kind="Groups")
+            await self._still_synchronized(answer, ctx)
+
+    def group_stands(self, group: Group, group_id: str) -> bool:
+        """Whether a stored group is forwarded, or not, as the maps say now (5.3)."""
+        try:
+            return self._is_forwarded(_group_object_id(group)) is not group_id.startswith(UNMAPPED)
+        except NormalizationError:
+            return True  # it was refused, or it will be when it is written next
 
     # Steps ------------------------------------------------------------------------------------------------------------
+
+    async def _still_synchronized(self, answer: VendorResponse, ctx: Delivery) -> None:
+        """A deleted synchronization answers 404 as well, and then nothing was done (S15)."""
+        if answer.status in (404, 410):
+            await self.scim.page(ctx, query={"startIndex": "1", "count": "1"})
 
     def _is_forwarded(self, object_id: str) -> bool:
         if self.settings.forward_unmapped_groups:
@@ -821,10 +839,11 @@ class Sofa(Connector[Settings, Account]):
 
     def _note_unmapped(self, object_id: str, ctx: Delivery) -> None:
         """Once per delivery, and counted per object id for the operator."""
-        ctx.warnings.append(f"ignored: no mapping for {object_id}")
-        if object_id in self.unmapped or len(self.unmapped) < UNMAPPED_COUNTED_MAX:
-            self.unmapped[object_id] += 1
-        logger().info("group.unmapped", product=TITLE, object_id=object_id, count=self.unmapped[object_id])
+        ctx.not_told = True
+        said = f"ignored: no mapping for {object_id}"
+        ctx.warnings.append(said)
+        ctx.note(NO_MAPPING, said, subject=object_id)
+        logger().info("group.unmapped", product=TITLE, object_id=object_id)
 
     def _translated(self, account: Account, ctx: Delivery) -> str | UnsetType | None:
         """The superior's account: an id, None when there shall be none, UNSET when nothing can be said (yet)."""
@@ -1004,6 +1023,14 @@ class _Explained:
                 expect=expect,
                 idempotent=idempotent,
             )
+        except Conflict as exc:
+            if method not in ("GET", "DELETE"):
+                raise
+            # Nothing that is read or removed can be in conflict with another user or group: it is the synchronization itself.
+            raise Misconfigured(
+                f"{exc.message}. Sofa allows one kind of synchronization; remove the other one there (S3).",
+                code="other_synchronization",
+            ) from None
         except Misconfigured as exc:
             if exc.code in ("unauthorized", "forbidden"):
                 raise Misconfigured(f"{exc.message}. {self._key_sentence()}", code=exc.code) from None
@@ -1021,6 +1048,14 @@ class _NoDirectory:
     def names(self, kind: str) -> Sequence[Mapping[str, Any] | str]:
         """None."""
         return ()
+
+
+_SETUP_FINDINGS = {
+    "other_synchronization": "other_synchronization",
+    "forbidden": "synchronization_disabled",
+    "wrong_address": "synchronization_deleted",
+}
+"""What a refusal of the whole target says about the setup in Sofa (S3, S18, S15)."""
 
 
 def _expiry(key: AccessKey) -> date:

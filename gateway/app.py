@@ -35,8 +35,8 @@ from gateway.limits import Overload, SheddingReports, Sources
 from gateway.listener import HttpServer, allow_open_files, listen
 from gateway.mail_api import mail_router
 from gateway.metrics import Metrics
-from gateway.notify import Notifier
 from gateway.notes_api import notes_router
+from gateway.notify import Notifier
 from gateway.operators import Services, create_app, end_streams
 from gateway.outcomes import Outcomes
 from gateway.reconcile import LOOK_EVERY_S, Reconciler

@@ -108,6 +108,7 @@ _held = _group("held", "Changes that a safety brake holds back: list, approve.")
 _user = _group("user", "One person: what was asked, what became of it, what comes next.")
 _key = _group("key", "Access keys for Entra: make, list, revoke.")
 _client = _group("client", "Client secrets for Entra's OAuth client credentials: make, list, revoke.")
+_mail = _group("mail", "Mails to operators: whether they get through, which there were, a test, another try.")
 _auth = _group("auth", "Refused sign-ins: list, and why one was refused.")
 _connector = _group(
     "connector", "Connectors: list, settings kept at a product; for authors: begin a new one, try its promises."
@@ -813,6 +814,54 @@ def _watching(access: Access) -> Iterator[Callable[[Any], None]]:
             )
 
         yield watch
+
+
+# ---- mails to operators
+
+
+@_mail.command(name="status", help_epilogue="Examples:\n  provgate mail status\n  provgate mail status --json")
+def mail_status(*, access: Access = HERE) -> int:
+    """Say whether mails get through, by which server, and who is told about what; ends with 1 when they do not."""
+    answer = Api(access).get("/mail")
+    _show(access, answer, lambda terminal: terminal.mail_status(answer))
+    return FINE if answer["configured"] and answer["health"]["fine"] else NOT_FINE
+
+
+@_mail.command(name="list", help_epilogue="Examples:\n  provgate mail list\n  provgate mail list --state failed --json")
+def mail_list(
+    *,
+    state: Annotated[str | None, Parameter(help="Only those: waiting, sent or failed.")] = None,
+    limit: Annotated[int, Parameter(help=f"How many to list, at most {PAGE_MAX}.")] = 50,
+    access: Access = HERE,
+) -> int:
+    """The newest mails: what waits in the outbox, what was sent in the last 30 days, what was given up and why."""
+    answer = Api(access).get("/mail/list", state=state, limit=limit)
+    _show(access, answer, lambda terminal: terminal.mails(answer))
+    return FINE
+
+
+@_mail.command(name="test", help_epilogue="Examples:\n  provgate mail test\n  provgate mail test --to ops@example.com")
+def mail_test(
+    *,
+    to: Annotated[str, Parameter(help="Only to this address; without it, to everybody who is told anything.")] = "",
+    access: Access = HERE,
+) -> int:
+    """Send a test mail now, and print what the mail server says to it; this is recorded."""
+    api = Api(access)
+    with _spinning(access, "Talking to the mail server"):
+        answer = api.post("/mail/test", {"to": to})
+    _show(access, answer, lambda terminal: terminal.mail_tested(answer))
+    return FINE if answer["fine"] else NOT_FINE
+
+
+@_mail.command(name="retry", help_epilogue="Example:\n  provgate mail retry")
+def mail_retry(
+    *, reason: Annotated[str, Parameter(help="Why, for the record.")] = "", access: Access = HERE
+) -> int:
+    """Try every mail again that was given up, e.g. after an address was corrected at the mail server."""
+    answer = Api(access).post("/mail/retry", {"reason": reason})
+    _say(access, answer, f"{_count(answer['retried'], 'mail')} will be tried again.")
+    return FINE
 
 
 # ---- checking

@@ -324,6 +324,13 @@ class Statements:
         clauses["total"] = sa.select(sa.func.count()).where(listing)
         clauses["scan"] = limited.where(listing, r.seq > _p("after")).order_by(r.seq)
         clauses["scan_back"] = limited.where(listing, r.seq < _p("before")).order_by(r.seq.desc())
+        clauses["groups_after"] = limited.where(
+            r.target == _p("target"),
+            r.kind == _p("kind"),
+            r.account_id.is_not(None),
+            r.deleted.is_(sa.false()),
+            r.seq > _p("after", sa.Integer),
+        ).order_by(r.seq)
         clauses["counts"] = sa.select(r.state, sa.func.count()).where(r.target == _p("target")).group_by(r.state)
         clauses["oldest_waiting"] = sa.select(sa.func.min(r.modified_at)).where(
             r.target == _p("target"), r.due_at.is_not(None)
@@ -337,6 +344,11 @@ class Statements:
         )
         dead = _is(r.state, "dead")
         newest = limited.order_by(r.settled_at.desc(), r.seq.desc())
+        shadowed = (r.target == _p("target"), _is(r.state, "blocked"), _is(r.blocked_on, SHADOW))
+        clauses["rehearsed"] = newest.where(*shadowed)
+        clauses["rehearsed_counts"] = sa.select(
+            sa.func.count(), sa.func.sum(sa.case((r.fingerprint.like("shadow_refused%"), 1), else_=0))
+        ).where(*shadowed)
         for name, conditions in {
             "dead": (dead,),
             "dead_of_target": (dead, r.target == _p("target")),

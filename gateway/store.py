@@ -926,6 +926,11 @@ class Reader:
         members = msgspec.json.encode(resources).decode()
         return {resource: int(seq) for resource, seq in self._db.rows("places", members=members)}
 
+    def groups_after(self, target: str, after: int, limit: int) -> list[tuple[int, Row]]:
+        """Linked groups of a target in the order in which they were made, after the row of this number."""
+        found = self._db.rows("groups_after", target=target, kind="group", after=after, limit=_bounded(limit))
+        return [(int(columns[SEQ_PLACE]), decode_row(columns)) for columns in found]
+
     # ---- for operators
 
     def counts(self, target: str) -> dict[State, int]:
@@ -944,6 +949,15 @@ class Reader:
     def in_flight(self, target: str, limit: int) -> list[Row]:
         """Deliveries that are out, the one not heard of for longest first."""
         return self._list("flying", limit, target=target)
+
+    def rehearsed(self, target: str, limit: int) -> list[Row]:
+        """Rows that wait for the end of shadow mode, the one rehearsed last first."""
+        return self._list("rehearsed", limit, target=target)
+
+    def rehearsed_counts(self, target: str) -> tuple[int, int]:
+        """How many wait for the end of shadow mode, and how many of them would be refused."""
+        total, refused = self._db.rows("rehearsed_counts", target=target)[0]
+        return int(total), int(refused or 0)
 
     def in_state(self, target: str, state: State, limit: int) -> list[Row]:
         """Rows in one state, e.g. held, the one settled longest ago first."""

@@ -84,7 +84,8 @@ def status(answer: Mapping[str, Any]) -> RenderableType:
     """The sentence, a line per target, and what waits and why."""
     now = answer["at"]
     parts: list[RenderableType] = [plain(answer["sentence"], "bold green" if answer["fine"] else "bold")]
-    parts += [*_overload(answer.get("overload"), now), *_refused_config(answer.get("config_problems", ())), Text("")]
+    parts += [*_overload(answer.get("overload"), now), *_refused_config(answer.get("config_problems", ()))]
+    parts += [*_mail_trouble(answer.get("mail")), Text("")]
     if answer["targets"]:
         parts.append(target_lines(answer["targets"], now))
     for target in answer["targets"]:
@@ -135,6 +136,11 @@ def _overload(overload: Mapping[str, Any] | None, now: float) -> list[Text]:
             f"{load['requests']:,} requests are in work; {refused:,} were refused so far."
         ),
     ]
+
+
+def _mail_trouble(health: Mapping[str, Any] | None) -> list[Text]:
+    """Only when operators cannot be told."""
+    return [] if not health or health["fine"] else [plain(health["sentence"], "yellow")]
 
 
 def target_lines(targets: Sequence[Mapping[str, Any]], now: float) -> Table:
@@ -272,6 +278,58 @@ def target(view: Mapping[str, Any], now: float) -> RenderableType:
         parts.append(plain(f"{view['name']} {problem['phrase']}."))
         parts.append(Padding(plain(problem["remedy"], "cyan"), (0, 0, 0, 2)))
     return Group(*parts)
+
+
+# ---- mails to operators
+
+
+def mail_status(answer: Mapping[str, Any]) -> RenderableType:
+    """Whether mails get through, and who is told about what."""
+    if not answer["configured"]:
+        return plain("Nobody is told by mail: there is no [mail] in the configuration file.", "yellow")
+    now, health, box = answer["at"], answer["health"], answer["outbox"]
+    lines = _table("", "")
+    lines.show_header = False
+    facts = [
+        ("Server", f"{answer['server']} ({answer['tls'] if answer['tls'] != 'none' else 'without TLS, on this machine'})"),
+        ("Sender", answer["sender"]),
+        ("Told", ", ".join(answer["to"])),
+        *((f"Told of {name}", ", ".join(addresses)) for name, addresses in answer["targets"].items()),
+        ("Waiting", f"{box['waiting']:,}" + (f", the oldest since {ago(box['oldest_at'], now)}" if box["waiting"] else "")),
+        ("Given up", f"{box['failed']:,}"),
+        ("Last sent", ago(box["last_sent_at"], now)),
+    ]
+    for name, value in facts:
+        _row(lines, plain(name, "bright_black"), value)
+    fine = "Mails get through." if box["last_sent_at"] else "Nothing is wrong; nothing was sent yet: provgate mail test"
+    sentence = plain(health["sentence"], "yellow") if health["sentence"] else plain(fine, "bold green")
+    return Group(sentence, Padding(lines, (1, 0, 0, 2)))
+
+
+def mails(answer: Mapping[str, Any]) -> RenderableType:
+    """The newest mails first."""
+    if not answer["mails"]:
+        return plain("No mails.")
+    now = answer["at"]
+    table = _table("When", "To", "What", "State", whole=("When",))
+    for mail in answer["mails"]:
+        style = {"sent": "green", "waiting": "yellow"}.get(mail["state"], "red")
+        state = [plain(mail["state"], style)]
+        if mail["error"]:
+            state.append(plain(mail["error"]))
+        if mail["next_at"]:
+            state.append(plain(f"again {ago(mail['next_at'], now)}", "bright_black"))
+        _row(table, ago(mail["created_at"], now), mail["recipient"], mail["subject"], Group(*state))
+    return Group(plain(f"{counted(answer['total'], 'mail')}.", "bold"), Text(""), table)
+
+
+def mail_tested(answer: Mapping[str, Any]) -> RenderableType:
+    """What the server said to each test mail."""
+    table = _table("To", "Outcome", whole=("To",))
+    for one in answer["tested"]:
+        text = "taken by the server" if one["outcome"] == "sent" else one["detail"] or one["outcome"]
+        _row(table, one["recipient"], plain(text, "green" if one["outcome"] == "sent" else "red"))
+    return table
 
 
 # ---- dead letters and held changes
@@ -675,21 +733,21 @@ def shadow(view: Mapping[str, Any]) -> RenderableType:
         for call in view["calls"]:
             _row(counts, f"{call['count']:,}", f"{call['method']} {call['path']}")
         parts += [Text(""), counts]
-    table = _table("When", "Who", "Change", "What would be sent")
     for item in view["items"]:
-        cell: list[RenderableType] = [plain(item["message"], "red" if item["refused"] else "")]
-        cell += [
+        head_line = Text.assemble(
+            plain(f"{item['change']} of {item['kind']} {item['label']}", "bold"),
+            plain(f"  {item['id']}, {ago(item['at'], now)}", "bright_black"),
+        )
+        lines: list[RenderableType] = [plain(item["message"], "red" if item["refused"] else "")]
+        lines += [
             plain(f"{call['method']} {call['path']} {call.get('sent', '')}".rstrip(), "bright_black")
             for call in item["calls"]
         ]
-        _row(
-            table,
-            ago(item["at"], now),
-            Group(plain(item["label"]), plain(item["id"], "bright_black")),
-            item["change"],
-            Group(*cell),
-        )
-    return Group(*parts, Text(""), table)
+        parts += [Text(""), head_line, Padding(Group(*lines), (0, 0, 0, 2))]
+    more = view["total"] - len(view["items"])
+    if more > 0:
+        parts.append(plain(f"\nand {counted(more, 'change')} rehearsed before them; --limit N shows more", "cyan"))
+    return Group(*parts)
 
 
 def several(parts: Sequence[RenderableType]) -> RenderableType:

@@ -7,6 +7,7 @@
 `{"do": "list", "cursor": "..."}`          -> `schemas.comparison.Listing`: one part of the accounts, or groups (`kind`)
 `{"do": "members", "group": "..."}`        -> `schemas.comparison.Members`: one part of a group's members
 `{"do": "expect", "documents": [...]}`     -> `schemas.comparison.Expectations`: how users, or groups, would show in that list
+`{"do": "sort_groups", "groups": [...]}`   -> `schemas.grouping.GroupsSorted`: which of them the settings treat differently now
 `{"do": "configuration"}`                  -> `schemas.configured.Configured`: settings the product keeps, compared
 `{"do": "configure", "version": "..."}`    -> the same, written first if the product still holds what was looked at
 """
@@ -23,9 +24,11 @@ from ulid import ULID
 from connectors.contract import Finding
 from schemas.errors import ConnectorError
 from schemas.events import decode_event
+from schemas.grouping import StoredGroup
 from schemas.plans import PLAN_S, Planned
 from schemas.resources import User
 from workers.configuring import configuration
+from workers.grouping import sort_groups
 from workers.listing import expectations, list_accounts, list_members
 from workers.rehearsals import plan
 from workers.targets import Served
@@ -42,7 +45,18 @@ class Question(Struct, frozen=True):
     `expect`. `version`: what was seen, for `configure`.
     """
 
-    do: Literal["probe", "identities", "refresh", "plan", "list", "members", "expect", "configuration", "configure"]
+    do: Literal[
+        "probe",
+        "identities",
+        "refresh",
+        "plan",
+        "list",
+        "members",
+        "expect",
+        "sort_groups",
+        "configuration",
+        "configure",
+    ]
     document: dict[str, Any] = {}
     event: msgspec.Raw = msgspec.Raw(b"{}")
     show_values: bool = False
@@ -50,6 +64,7 @@ class Question(Struct, frozen=True):
     cursor: str = ""
     group: str = ""
     documents: tuple[dict[str, Any], ...] = ()
+    groups: tuple[StoredGroup, ...] = ()
     version: str = ""
 
 
@@ -90,6 +105,8 @@ async def answer(served: Served, body: bytes) -> bytes:
             return msgspec.json.encode(await list_members(served, question.group, question.cursor))
         case "expect":
             return msgspec.json.encode(await expectations(served, question.documents, question.kind))
+        case "sort_groups":
+            return msgspec.json.encode(sort_groups(served, question.groups))
         case "configuration":
             return msgspec.json.encode(await configuration(served))
         case "configure":

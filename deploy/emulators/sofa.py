@@ -305,7 +305,10 @@ class SofaEmulator(ScimEmulator):
         """The synchronization must be there, its key not expired, and it must be enabled."""
         del resource, writes
         held = self.synchronization
-        if held is None or held.kind != "scim" or held.identifier != call.params["identifier"]:
+        if held is not None and held.kind != "scim":
+            message = f"There is a synchronization of kind {held.kind}; SCIM cannot be used beside it"
+            raise Refusal(409, "synchronization_exists", message)
+        if held is None or held.identifier != call.params["identifier"]:
             raise Refusal(404, "unknown_endpoint", "There is no such synchronization")
         key = self.tables.rows["keys"].get("current")
         if key is None or call.at >= key["expires"]:

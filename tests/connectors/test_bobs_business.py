@@ -23,7 +23,7 @@ from connectors.bobs_business import (
     normalize_address,
 )
 from connectors.contract import Delivery, ListsAccounts, PutsGroups
-from deploy.emulators.bobs_business import BobsBusinessEmulator
+from deploy.emulators.bobs_business import PERMISSIONS, BobsBusinessEmulator
 from deploy.emulators.harness import running
 from schemas.config import Secret
 from schemas.errors import (
@@ -38,7 +38,8 @@ from schemas.errors import (
 )
 from schemas.events import Outcome, ProvisioningEvent
 from schemas.resources import Group, User
-from schemas.states import Change, Result
+from schemas.states import Change, Circuit, Result, State
+from tests.connectors.driven import TARGET, Driven, add, driven, remove
 from workers.delivery import deliver
 
 ANNA = "8f1c0000-0000-0000-0000-000000000001"
@@ -324,6 +325,7 @@ class Gateway:
         self.created_by_us: bool | None = None
         self.ambiguous = False
         self.sent = 0
+        self.notes: set[str] = set()
 
     async def send(self, document: dict[str, Any]) -> Outcome:
         """One delivery."""
@@ -341,6 +343,7 @@ class Gateway:
                 document=msgspec.Raw(msgspec.json.encode(document)),
                 account_id=self.account_id,
                 created_by_us=self.created_by_us,
+                notes=tuple(sorted(self.notes)),
                 look=self.ambiguous,
                 identities=(f"userName:{document['userName'].casefold()}", f"externalId:{document['externalId']}"),
             ),
@@ -352,6 +355,8 @@ class Gateway:
             clock=lambda: 0.0,
         )
         assert outcome is not None
+        for one in outcome.notes:
+            (self.notes.add if one.holds else self.notes.discard)(one.code)
         doubt = self.ambiguous or outcome.ambiguous or outcome.result is Result.FOUND
         self.ambiguous = doubt and outcome.result is not Result.APPLIED  # R9: cleared by a settle only
         self.account_id = outcome.account_id or self.account_id
@@ -1030,3 +1035,252 @@ def test_settings_that_cannot_work_are_refused_when_the_file_is_read(options: di
     problems: list[str] = []
     assert registry.decode_settings("bobs_business", table, "targets.l.settings", problems) is None
     assert any(problem.startswith("targets.l.settings") and said in problem for problem in problems), problems
+
+
+# Under the whole engine -----------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def at_work(folder: Path, url: str, api_key: Path, **options: Any) -> AsyncIterator[Driven]:
+    """The engine with this connector."""
+    async with connected(url, api_key, **options) as connector, driven(folder, connector) as here:
+        yield here
+
+
+USER = "/scim/v2/Users$"
+FAULTS: list[dict[str, Any]] = [
+    {"kind": "status", "status": 408},
+    {"kind": "status", "status": 500},
+    {"kind": "status", "status": 503},
+    {"kind": "rate_limit", "retry_after": 9},
+    {"kind": "html"},
+    {"kind": "reset"},
+    {"kind": "truncate"},
+    {"kind": "drop_response"},
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: str(fault.get("status", fault["kind"])))
+async def test_what_passes_is_tried_again_until_there_is_one_account(
+    emulator: Any, api_key: Path, tmp_path: Path, fault: dict[str, Any]
+) -> None:
+    """4.5, class T: 429, 5xx, resets, also where the write had its effect: search first, one account, nothing is lost."""
+    product, url = emulator
+    options = dict(fault)
+    product.fault(options.pop("kind"), method="POST", path=USER, times=2, **options)
+    async with at_work(tmp_path, url, api_key) as here:
+        row = await here.settled(await here.user(a_document()))
+    assert (row.state, row.reason) == (State.APPLIED, None)
+    assert here.results()[0] in (Result.RETRY, Result.RATE_LIMITED)
+    assert [one["externalId"] for one in users(product)] == [ANNA]
+    assert effects(product, "create") == 1
+
+
+@pytest.mark.parametrize(
+    ("broken", "call"),
+    [
+        ({"scim": False}, "GET /scim/v2/Users"),
+        ({"permissions": ["users:read", "groups:read"]}, "POST /scim/v2/Users"),
+        (None, "GET /scim/v2/Users"),
+    ],
+)
+async def test_a_refused_key_or_permission_stops_the_target_and_loses_nothing(
+    emulator: Any, api_key: Path, tmp_path: Path, broken: dict[str, Any] | None, call: str
+) -> None:
+    """4.5, class C: the alert lists which call failed; after the correction everything goes on by itself."""
+    product, url = emulator
+    product.set(**broken) if broken else product.revoke_token()
+    async with at_work(tmp_path, url, api_key) as here:
+        row = await here.settled(await here.user(a_document()))
+        target = await here.store.run(lambda ledger: ledger.target(TARGET))
+        assert (row.state, target.circuit) == (State.QUEUED, Circuit.AUTH)
+        assert call in target.circuit_reason
+        product.set(scim=True, permissions=list(PERMISSIONS))
+        if broken is None:
+            api_key.write_text(product.make_token(PERMISSIONS))  # noqa: ASYNC240 a moment, in a test
+        await here.later(61.0)
+        await here.later(5.0)
+        assert (await here.settled(row.id)).state is State.APPLIED
+    assert len(users(product)) == 1
+
+
+@pytest.mark.parametrize(
+    ("seeded", "document", "code", "scim_type"),
+    [
+        ([SEEDED], AS_CAROL, "exists_under_other_address", "uniqueness"),
+        ([{"userName": "anna@acme.example", "externalId": OTHER}], {}, "linked_elsewhere", "uniqueness"),
+        (
+            [{"userName": "anna@acme.example"}, {"userName": "ANNA@acme.example"}],
+            {},
+            "duplicate_accounts",
+            "uniqueness",
+        ),
+        ([], {"userName": "lou"}, "bad_email", "invalidValue"),
+        ([], {"userName": GUEST}, "bad_email", "invalidValue"),
+    ],
+)
+async def test_a_conflict_or_a_bad_address_is_a_dead_letter_without_a_write(
+    emulator: Any,
+    api_key: Path,
+    tmp_path: Path,
+    seeded: list[dict[str, Any]],
+    document: dict[str, Any],
+    code: str,
+    scim_type: str,
+) -> None:
+    """4.5, classes U and P: nothing is written, the sentence names the remedy, and correcting it in Entra is enough."""
+    product, url = emulator
+    product.seed({"users": seeded})
+    async with at_work(tmp_path, url, api_key) as here:
+        row = await here.settled(await here.user(a_document(**document)))
+        assert row.reason is not None
+        assert (row.state, row.reason.code, row.reason.scim_type) == (State.DEAD, code, scim_type)
+        await here.change(row.id, userName="free@acme.example", emails=[])
+        assert (await here.settled(row.id)).state is State.APPLIED
+    assert {call["method"] for call in product.recorded()} == {"GET", "POST"}
+    assert effects(product, "create") == 1
+
+
+async def test_an_account_that_appears_between_look_and_create_is_adopted(
+    emulator: Any, api_key: Path, tmp_path: Path
+) -> None:
+    """4.5: 409 on POST is done when the account found matches and is free, also where reads lag behind for a while."""
+    product, url = emulator
+    product.seed({"users": [{"userName": "anna@acme.example"}]})
+    lag = product.fault("stale_read", lag_s=60)
+    async with at_work(tmp_path, url, api_key, invite="on_create") as here:
+        resource = await here.user(a_document())
+        await here.work()
+        row = await here.row(resource)
+        assert (row.state, row.blocked_on) == (State.BLOCKED, "identity held at the product")
+        product.clear_faults(lag)
+        row = await here.settled(resource)
+    assert (row.state, row.account_created) == (State.APPLIED, None)
+    assert [(one["userName"], one["externalId"]) for one in users(product)] == [("anna@acme.example", ANNA)]
+    assert (effects(product, "create"), invited(product)) == (0, 0)
+
+
+async def test_a_missing_seat_waits_is_looked_at_every_hour_and_heals(api_key: Path, tmp_path: Path) -> None:
+    """4.3, 4.5, class W: the target goes on serving others; the change is applied by itself within an hour of a free seat."""
+    product = BobsBusinessEmulator(rate_per_s=0, seats=0)
+    async with running(product) as url, at_work(tmp_path, url, api_key) as here:
+        row = await here.settled(await here.user(a_document()))
+        assert (row.state, row.blocked_on, row.next_at - here.time) == (State.BLOCKED, "seat", 3600.0)
+        assert (await here.store.run(lambda ledger: ledger.target(TARGET))).circuit is Circuit.CLOSED
+        product.set(seats=1)
+        await here.later(3600.0)
+        assert (await here.row(row.id)).state is State.APPLIED
+
+
+async def test_groups_keep_whom_nobody_removed_and_are_made_again_with_all_members(
+    emulator: Any, api_key: Path, tmp_path: Path
+) -> None:
+    """L9, L12, L15, 4.3, 4.5: a member not there yet waits and the others are in; only explicit removals remove; a group that
+    was deleted on the platform is searched by name, made again, and gets the members the gateway knows."""
+    product, url = emulator
+    async with at_work(tmp_path, url, api_key) as here:
+        people = [
+            await here.user(a_document(userName=f"u{n}@acme.example", externalId=f"{ANNA[:-2]}1{n}"))
+            for n in range(3)
+        ]
+        await here.work()
+        product.set(seats=3)
+        late = await here.user(a_document(userName="late@acme.example", externalId=OTHER))
+        group = await here.group(" Sales ", TEAM, *people[:2], late)
+        assert (await here.settled(group)).blocked_on == f"member {late}"
+        by_address = {one["userName"]: one["id"] for one in users(product)}
+        assert set(groups(product)[0]["members"]) == {by_address["u0@acme.example"], by_address["u1@acme.example"]}
+
+        await here.members(group, add(people[2]))
+        await here.work()
+        assert set(groups(product)[0]["members"]) == set(by_address.values()), "what came alone sent nobody away"
+        product.set(seats=None)
+        await here.later(3600.0)
+        await here.later(31.0)
+        assert (await here.settled(group)).state is State.APPLIED
+        assert len(groups(product)[0]["members"]) == 4
+        await here.members(group, remove(people[0]))
+        assert (await here.settled(group)).state is State.APPLIED
+        assert by_address["u0@acme.example"] not in groups(product)[0]["members"]
+
+        product.control("by hand", product.drop(product.scim_resources[1], groups(product)[0]))
+        await here.members(group, add(people[0]))
+        row = await here.settled(group)
+    (held,) = groups(product)
+    assert (row.state, row.account_id, held["displayName"]) == (State.APPLIED, held["id"], "Sales")
+    assert len(held["members"]) == 4
+    assert {one["userName"] for one in users(product) if one["id"] in held["members"]} == {
+        *by_address,
+        "late@acme.example",
+    }
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {},
+        {"kind": "drop_response", "path": USER, "method": "POST"},
+        {"kind": "drop_response", "path": "/api/v1/users/"},
+        {"kind": "status", "status": 503, "path": "/api/v1/users/"},
+        {"kind": "rate_limit", "retry_after": 3, "path": "/api/v1/users/"},
+        {"kind": "reset", "path": "/api/v1/users/"},
+        {"dies": 1},
+        {"dies": 2},
+    ],
+    ids=lambda fault: str(fault.get("kind", fault)),
+)
+async def test_one_invitation_per_user_ever_is_recorded_before_it_is_repeated(
+    emulator: Any, api_key: Path, tmp_path: Path, fault: dict[str, Any]
+) -> None:
+    """4.3: whatever is lost between creation and invitation, and however often the user leaves and comes back; the store has
+    the record, so the platform is not asked again even where it would have forgotten."""
+    product, url = emulator
+    options = dict(fault)
+    async with at_work(tmp_path, url, api_key, invite="on_create") as here:
+        here.dies = options.pop("dies", 0)
+        if options:
+            product.fault(options.pop("kind"), times=2, **options)
+        resource = await here.user(a_document())
+        assert (await here.settled(resource)).state is State.APPLIED
+        calls = [call for call in product.recorded() if call["path"].startswith("/api/")]
+        assert invited(product) == 1
+        deliveries = sum(any("invitations" in step.path for step in one.steps) for one in here.outcomes_seen)
+        assert here.dies or deliveries + fault.get("dies", 0) >= len(calls), "once per delivery that was recorded"
+        assert await here.notes(resource) == ["invited"]
+
+        for active in (False, True):
+            await here.change(resource, active=active)
+            assert (await here.settled(resource)).state is State.APPLIED
+        await here.later(400.0)  # the read-back after doubt
+        product.clear_faults()
+        product.control("by hand", product.drop(product.scim_resources[0], users(product)[0]))
+        await here.change(resource, displayName="Made again")
+        assert (await here.settled(resource)).state is State.APPLIED
+        after = [call for call in product.recorded() if call["path"].startswith("/api/")]
+        assert len(after) == len(calls)
+        assert await here.notes(resource) == ["invited", "not_invited"], "the new account is for a person to look at"
+    assert (invited(product), len(users(product))) == (1, 1)
+
+
+async def test_who_is_not_invited_by_hand_yet_is_listed_until_it_is_done(
+    emulator: Any, api_key: Path, tmp_path: Path
+) -> None:
+    """L5, 4.3: invite = "manual": active users made here; not adopted ones, not inactive ones until they are active."""
+    product, url = emulator
+    product.seed({"users": [{"userName": "adopted@acme.example"}]})
+    async with at_work(tmp_path, url, api_key, invite="manual") as here:
+        made = {
+            name: await here.user(a_document(userName=f"{name}@acme.example", externalId=f"{name}", **more))
+            for name, more in {"new": {}, "adopted": {}, "asleep": {"active": False}, "gone": {}}.items()
+        }
+        for resource in made.values():
+            await here.settled(resource)
+        assert {one for one, _ in await here.noted("not_invited")} == {made["new"], made["gone"]}
+        await here.delete(made["gone"])
+        await here.change(made["asleep"], active=True)
+        await here.settled(made["asleep"])
+        assert {one for one, _ in await here.noted("not_invited")} == {made["new"], made["asleep"]}
+        await here.change(made["new"], active=False)
+        await here.settled(made["new"])
+        assert {one for one, _ in await here.noted("not_invited")} == {made["asleep"]}
+    assert invited(product) == 0
