@@ -6,6 +6,7 @@ process of its own, because the gateway knows no connector.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
@@ -38,6 +39,7 @@ NAMES_MAX = 6
 NATS_PORT = 4222
 
 _LINE = re.compile(r"(ok|warning|error)\s+(\S+): (.*)")
+_UNSENT = "SELECT count(*) FROM mail WHERE state = 'failed' OR (state = 'waiting' AND error <> '')"
 CLIENT_START = "pgs_"
 """How the prefix of a client secret begins in the store; a key's is another."""
 _SECRETS = (("key", "key", "key"), ("oauth", "client", "client secret"))
@@ -75,6 +77,7 @@ def run_checks(path: Path) -> list[Finding]:
     ]
     found += _operator_token(config, base)
     found += _nats(config)
+    found += _mail(config, base)
     with ThreadPoolExecutor(CHECKS_AT_ONCE) as pool:
         for findings in pool.map(lambda name: _target(path, name), targets):
             found += sorted(findings, key=lambda finding: _RANK[finding.level])
@@ -140,6 +143,32 @@ def _nats_server(config: Configuration, url: str) -> Finding:
     if wants and config.nats.credentials is None and not (parts.username or parts.password):
         return Finding("error", "nats", f"{where} wants credentials", "Set nats.credentials.")
     return Finding("ok", "nats", f"{where} runs nats-server {version} with JetStream")
+
+
+# ---- mails to operators
+
+
+def _mail(config: Configuration, base: Path) -> list[Finding]:
+    """Talks to the mail server up to the sign-in; no mail is sent."""
+    settings = config.mail
+    if settings is None:
+        return [Finding("ok", "mail", "nobody is told by mail; [mail] with host, sender and to would change that")]
+    from gateway.smtp import MailProblem, knock  # only where there is something to ask it
+
+    try:
+        asyncio.run(knock(settings, base))
+    except MailProblem as exc:
+        return [Finding("error", "mail", str(exc), "Correct [mail], then: provgate mail test")]
+    host, port = settings.place()
+    signed_in = " and takes the sign-in" if settings.username is not None else ""
+    return [Finding("ok", "mail", f"{host}:{port} answers{signed_in}")]
+
+
+def _unsent(count: int) -> Iterable[Finding]:
+    """What the running gateway could not send lately."""
+    if count:
+        text = f"{count} {'mail' if count == 1 else 'mails'} to operators did not get through"
+        yield Finding("warning", "mail", text, "provgate mail status")
 
 
 # ---- targets, by a worker's own check
@@ -217,6 +246,9 @@ def _store(config: Configuration, base: Path, targets: Sequence[str]) -> list[Fi
                     target: connection.execute(latest, {"target": target, "since": since, "most": LATEST_MAX}).all()
                     for target in targets
                 }
+                unsent = 0
+                if config.mail is not None and sa.inspect(connection).has_table("mail"):
+                    unsent = int(connection.execute(sa.text(_UNSENT)).scalar() or 0)
         finally:
             engine.dispose()
     except StoreError as exc:
@@ -228,7 +260,7 @@ def _store(config: Configuration, base: Path, targets: Sequence[str]) -> list[Fi
     for target, prefix, at in held:
         name = (str(target), "client" if str(prefix).startswith(CLIENT_START) else "key")
         ends[name] = max(ends.get(name, 0.0), float(at))
-    found = [Finding("ok", "store", f"{engine.dialect.name} answers")]
+    found = [Finding("ok", "store", f"{engine.dialect.name} answers"), *_unsent(unsent)]
     for target in targets:
         found += _secrets(target, config.targets[target], ends, time.time())
         found += _mapping(target, config.targets[target].connector, seen[target])

@@ -855,9 +855,7 @@ def mail_test(
 
 
 @_mail.command(name="retry", help_epilogue="Example:\n  provgate mail retry")
-def mail_retry(
-    *, reason: Annotated[str, Parameter(help="Why, for the record.")] = "", access: Access = HERE
-) -> int:
+def mail_retry(*, reason: Annotated[str, Parameter(help="Why, for the record.")] = "", access: Access = HERE) -> int:
     """Try every mail again that was given up, e.g. after an address was corrected at the mail server."""
     answer = Api(access).post("/mail/retry", {"reason": reason})
     _say(access, answer, f"{_count(answer['retried'], 'mail')} will be tried again.")

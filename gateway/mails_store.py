@@ -16,6 +16,7 @@ from msgspec import Struct
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
+from gateway.explanations import duration
 from gateway.statements import Statement
 from gateway.store import Reader, Transaction
 from gateway.tables import ATTEMPT, METADATA, RESOURCE
@@ -109,6 +110,32 @@ class Outbox(Struct, frozen=True, kw_only=True):
     failing_since: float | None
     last_sent_at: float | None
     error: str
+
+
+class MailHealth(Struct, frozen=True, kw_only=True):
+    """Whether operators can be told. `sentence` is for people, empty when all is well. Times are epoch seconds."""
+
+    fine: bool
+    sentence: str
+    waiting: int
+    failed: int
+    last_sent_at: float | None
+
+
+def health_of(box: Outbox, now: float) -> MailHealth:
+    """What is to be said of the outbox."""
+    said = []
+    if box.failing_since is not None:
+        since = duration(now - box.failing_since)
+        waits = f"{box.waiting:,} {'waits' if box.waiting == 1 else 'wait'}, none is lost"
+        said.append(f"Mails to operators do not get through since {since}: {box.error}; {waits}.")
+    if box.failed:
+        said.append(
+            f"{box.failed:,} {'mail was' if box.failed == 1 else 'mails were'} given up; see: provgate mail list"
+        )
+    return MailHealth(
+        fine=not said, sentence=" ".join(said), waiting=box.waiting, failed=box.failed, last_sent_at=box.last_sent_at
+    )
 
 
 class _Statements:

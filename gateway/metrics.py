@@ -83,12 +83,22 @@ class Metrics:
             "What is left out for want of time: 0 nothing, 1 reports, 2 lists too, 3 writes too.",
             registry=self._registry,
         )
+        self._mails = Counter(
+            "provgate_mails_total",
+            "Attempts to send a mail to operators: sent, deferred (tried again) or failed (given up).",
+            ("outcome",),
+            registry=self._registry,
+        )
         self._shed = Counter(
             "provgate_shed_total",
             "Requests refused for want of time: reports, lists or writes.",
             ("what",),
             registry=self._registry,
         )
+
+    def count_mail(self, outcome: str) -> None:
+        """One attempt to send a mail ended. `outcome` is `sent`, `deferred` or `failed`."""
+        self._mails.labels(outcome).inc()
 
     def set_overload(self, step: int) -> None:
         """What is left out from now on; see `gateway/limits.py`."""

@@ -19,12 +19,12 @@ from typing import Any
 from msgspec import Struct
 from ulid import ULID
 
-from gateway.explanations import DAY_S, duration, served_by
+from gateway.explanations import DAY_S, served_by
 from gateway.mails_store import (
     CLAIM_S,
     Alert,
     Mail,
-    Outbox,
+    MailHealth,
     add_mail,
     alerts,
     any_due,
@@ -32,6 +32,7 @@ from gateway.mails_store import (
     drop_alert,
     forget_mails,
     hasten_mails,
+    health_of,
     mails_lately,
     mails_waiting,
     outbox,
@@ -46,7 +47,7 @@ from schemas.config import MailSettings, TargetSettings
 from schemas.logs import logger
 
 LOOK_EVERY_S = 10.0
-LOOK_PAUSE_S = 1.0
+LOOK_PAUSE_S = 3.0
 """However often something happens, looks are so far apart."""
 SEND_EVERY_S = 2.0
 LEASE_S = 60.0
@@ -78,32 +79,6 @@ class Tested(Struct, frozen=True):
     recipient: str
     outcome: str
     detail: str
-
-
-class MailHealth(Struct, frozen=True, kw_only=True):
-    """Whether operators can be told. `sentence` is for people, empty when all is well. Times are epoch seconds."""
-
-    fine: bool
-    sentence: str
-    waiting: int
-    failed: int
-    last_sent_at: float | None
-
-
-def health_of(box: Outbox, now: float) -> MailHealth:
-    """What is to be said of the outbox."""
-    said = []
-    if box.failing_since is not None:
-        since = duration(now - box.failing_since)
-        waits = f"{box.waiting:,} {'waits' if box.waiting == 1 else 'wait'}, none is lost"
-        said.append(f"Mails to operators do not get through since {since}: {box.error}; {waits}.")
-    if box.failed:
-        said.append(
-            f"{box.failed:,} {'mail was' if box.failed == 1 else 'mails were'} given up; see: provgate mail list"
-        )
-    return MailHealth(
-        fine=not said, sentence=" ".join(said), waiting=box.waiting, failed=box.failed, last_sent_at=box.last_sent_at
-    )
 
 
 class Notifier:

@@ -37,6 +37,7 @@ from gateway.keys import CLIENT_DAYS_DEFAULT, DAYS_DEFAULT, KeyProblem, Keys, Ki
 from gateway.ledger import NO_KEYS, Ledger, apply_effects
 from gateway.lifecycle import InvariantBroken, Row, discard, redrive
 from gateway.limits import OverloadView
+from gateway.mails_store import MailHealth
 from gateway.messages import ScimError
 from gateway.metrics import CONTENT_TYPE, Metrics, TargetGauges
 from gateway.patch import member_ids, normalize_create
@@ -101,6 +102,7 @@ class Services(Struct, kw_only=True):
         ask_worker: asks any worker of a target a control question and waits so many seconds; None when nobody answered.
         scim_openapi: the OpenAPI document of the SCIM listener, with the attributes of a target ("": of any).
         next_comparison: when a target is compared by itself after its last comparison.
+        mail_health: whether operators can be told by mail; None when they are not to be.
         hosts: further host names under which this listener is reached; addresses and `localhost` always are.
     """
 
@@ -121,6 +123,7 @@ class Services(Struct, kw_only=True):
     ask_worker: AskWorker = _nobody
     scim_openapi: Callable[[str], Mapping[str, Any]] = _not_described
     hosts: tuple[str, ...] = ()
+    mail_health: Callable[[Reader], MailHealth | None] = lambda reader: None
     next_comparison: Callable[[str, Report | None], float | None] = lambda target, last: None
 
 
@@ -278,6 +281,7 @@ async def status(services: Given, target: FromQuery[str | None] = None) -> views
     waits = {view.name: view.counts.waiting + view.counts.blocked for view in seen}
     overload = services.overload()
     config_problems = tuple(services.config_problems())
+    mail = await services.store.read_slow(services.mail_health)
     return views.StatusView(
         at=around.now,
         sentence=explain.status_sentence(problems, waits, bus_connected=around.bus_connected, only=target),
@@ -285,12 +289,14 @@ async def status(services: Given, target: FromQuery[str | None] = None) -> views
         and bool(problems)
         and not any(problems.values())
         and not config_problems
+        and (mail is None or mail.fine)
         and (overload is None or not overload.step),
         bus_connected=around.bus_connected,
         targets=seen,
         waiting=waiting,
         overload=overload,
         config_problems=config_problems,
+        mail=mail,
     )
 
 

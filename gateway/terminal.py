@@ -291,11 +291,11 @@ def mail_status(answer: Mapping[str, Any]) -> RenderableType:
     lines = _table("", "")
     lines.show_header = False
     facts = [
-        ("Server", f"{answer['server']} ({answer['tls'] if answer['tls'] != 'none' else 'without TLS, on this machine'})"),
+        ("Server", f"{answer['server']} ({'not encrypted' if answer['tls'] == 'none' else answer['tls']})"),
         ("Sender", answer["sender"]),
         ("Told", ", ".join(answer["to"])),
         *((f"Told of {name}", ", ".join(addresses)) for name, addresses in answer["targets"].items()),
-        ("Waiting", f"{box['waiting']:,}" + (f", the oldest since {ago(box['oldest_at'], now)}" if box["waiting"] else "")),
+        ("Waiting", f"{box['waiting']:,}{', the oldest: ' + ago(box['oldest_at'], now) if box['waiting'] else ''}"),
         ("Given up", f"{box['failed']:,}"),
         ("Last sent", ago(box["last_sent_at"], now)),
     ]

@@ -16,6 +16,7 @@ from gateway import explanations as explain
 from gateway.keys import DAY_S, Kind, is_live, kind_of
 from gateway.lifecycle import Row
 from gateway.limits import OverloadView
+from gateway.mails_store import MailHealth
 from gateway.records import AttemptRecord, AuditRecord, DeadCause, EventRecord, KeyRecord
 from gateway.refusals import RefusedSignIn
 from gateway.reports_store import Report, last_report
@@ -150,6 +151,7 @@ class StatusView(Struct, frozen=True, kw_only=True):
     """The overview: one sentence, every target, what waits and why, and what is left out for want of time.
 
     `config_problems`: mistakes in the configuration file as it is now, path first; until they are gone an earlier one holds.
+    `mail`: whether operators can be told by mail; None when they are not to be.
     """
 
     at: float
@@ -160,6 +162,7 @@ class StatusView(Struct, frozen=True, kw_only=True):
     waiting: tuple[WaitingView, ...]
     overload: OverloadView | None = None
     config_problems: tuple[str, ...] = ()
+    mail: MailHealth | None = None
 
 
 class TargetsView(Struct, frozen=True):
