@@ -901,7 +901,7 @@ remedy = "Buy a seat or free one."
                 put(whole, field, value)
             answer = await self.calls.send("update", ctx, values=values, whole=self._writable(whole))
         else:
-            whole = _with_siblings(held if self.settings.nested == "whole" else _lists_of(held), changed)
+            whole = _with_siblings(held, changed, whole=self.settings.nested == "whole")
             answer = await self.calls.send("update", ctx, values=values, whole=self._writable(whole))
         states = self.settings.active
         if states is not None and states.way == "field" and _same(changed.get(states.field), states.off):
@@ -993,21 +993,21 @@ remedy = "Buy a seat or free one."
             ) from None
 
 
-def _with_siblings(held: Mapping[str, Any] | None, changed: Mapping[str, Any]) -> dict[str, Any]:
-    """Changed fields; of an object that is changed in part everything is sent, since products may replace it whole."""
+def _with_siblings(held: Mapping[str, Any] | None, changed: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
+    """Changed fields, and what a product would lose without them.
+
+    Of a list that changes in part everything is sent, and with `whole` of an object too, since products may replace it whole.
+    """
     sent: dict[str, Any] = {}
     for field, value in changed.items():
-        outer, *inner = place(field)
-        there = held.get(outer) if held is not None and isinstance(outer, str) and outer not in sent else None
-        if inner and isinstance(there, (Mapping, list)):
-            sent[str(outer)] = _copied(there)
+        parts = place(field)
+        depth = next((number for number, part in enumerate(parts) if isinstance(part, Pick)), 0)
+        around = _pointer([str(part) for part in (parts[:1] if whole and len(parts) > 1 else parts[:depth])])
+        there = at(held, around) if around and held is not None else None
+        if isinstance(there, (Mapping, list)) and not has(sent, around):
+            put(sent, around, _copied(there))
         put(sent, field, value)
     return sent
-
-
-def _lists_of(held: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What is held in lists: of a list that changes in part everything has to be sent."""
-    return {name: value for name, value in (held or {}).items() if isinstance(value, list)}
 
 
 def _operations(held: Mapping[str, Any], changed: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -521,11 +521,12 @@ class Lookup(Struct, frozen=True, kw_only=True):
             raise Mistakes(found)
 
     def escaped(self, value: str) -> str:
-        """A value as it stands in a filter."""
+        """A value as it stands in a filter: only the quotes that stand around it there need care."""
+        quotes = {char for text in _texts_with_names([self.query, self.body]) for char in text if char in "'\""}
         if self.escape == "double":
-            return value.replace("'", "''").replace('"', '""')
+            return "".join(2 * char if char in quotes else char for char in value)
         if self.escape == "backslash":
-            return re.sub(r"([\\'\"])", r"\\\1", value)
+            return "".join(f"\\{char}" if char in quotes or char == "\\" else char for char in value)
         return value
 
 

@@ -64,7 +64,7 @@ class Scanned:
         if not fresh and self._is_good(self._clock() - SCAN_KEEP_S):
             return self._held_under(keys)
         async with self._turn:
-            if self._is_good(asked if fresh else self._clock() - SCAN_KEEP_S):
+            if self._is_good(self._clock() - SCAN_KEEP_S) and (not fresh or self._began_after(asked)):
                 return self._held_under(keys)
             return await self._read(keys, load)
 
@@ -129,6 +129,9 @@ class Scanned:
 
     def _is_good(self, since: float) -> bool:
         return self._began is not None and self._began >= since
+
+    def _began_after(self, moment: float) -> bool:
+        return self._began is not None and self._began > moment
 
     def _held_under(self, keys: Collection[Key]) -> dict[Key, list[dict[str, Any]]]:
         return {key: [row.held for row in self._by_key.get(key, {}).values()] for key in keys}

@@ -27,7 +27,8 @@ GROUP_BYTES_MAX = 16 * 1024 * 1024
 PATCH_SCHEMA = "urn:ietf:params:scim:api:messages:2.0:PatchOp"
 MEDIA_TYPE = "application/scim+json"
 
-_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@=+~-]{0,254}")
+_ID = re.compile(r"[A-Za-z0-9_{(][A-Za-z0-9_.:@=+~|!$',;(){}-]{0,254}")
+"""No blank, slash, backslash, percent sign, question mark or hash: what would mean something else in an address."""
 _VALUE_KEYS = ("value", "display", "displayName")
 
 
@@ -210,7 +211,9 @@ class ScimClient:
         path = self.path(f"/{kind}")
         answer = await self._http.request("GET", path, ctx=ctx, query=query, headers=self._reading)
         body = self._object(answer, "GET", path)
-        entries = body.get("Resources") or []
+        entries = body.get("Resources")
+        if entries is None and body.get("totalResults") == 0:  # may be left out then, and only then (RFC 7644 section 3.4.2)
+            entries = []
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise Unavailable(f"{self._product} answered GET {path} with a list of something else", code="malformed")
         return entries, body
