@@ -19,6 +19,7 @@ from connectors.contract import Delivery, ListsAccounts, PutsGroups
 from connectors.sofa import (
     FIELDS,
     MANAGER,
+    NO_MAPPING,
     UNMAPPED,
     Account,
     Settings,
@@ -44,6 +45,8 @@ from schemas.errors import (
     Unavailable,
 )
 from schemas.resources import ENTERPRISE_SCHEMA, Group, User
+from schemas.states import Circuit, Result, State
+from tests.connectors.driven import TARGET, Driven, add, driven, remove
 
 
 def remote(last: str) -> str:
@@ -596,8 +599,13 @@ async def test_a_deletion_is_not_done_when_the_synchronization_is_gone(emulator:
     product, url = emulator
     async with connected(url, access_key) as connector:
         account_id = await connector.create(wish(), Delivery())
+        group_id = await connector.put_group(None, a_group(), Delivery())
         product.delete()
-        for step in (connector.delete(account_id, Delivery()), connector.check(), connector.create(wish(), Delivery())):
+        for step in (
+            connector.delete(account_id, Delivery()),
+            connector.delete_group(group_id, Delivery()),
+            connector.create(wish(), Delivery()),
+        ):
             error = await refusal(step)
             assert (type(error), error.code) == (Misconfigured, "wrong_address")
             assert "deleted in Sofa" in str(error)
@@ -705,7 +713,8 @@ async def test_an_unmapped_group_is_acknowledged_noted_counted_and_not_forwarded
         assert await connector.put_group(group_id, a_group("99", "Renamed"), ctx) == group_id
         await connector.delete_group(group_id, ctx)
         assert ctx.warnings == [f"ignored: no mapping for {remote('99')}"] * 2
-        assert connector.unmapped == {remote("99"): 2}
+        assert [(one.code, one.subject) for one in ctx.noted] == [(NO_MAPPING, remote("99"))] * 2
+        assert ctx.not_told
     assert product.recorded() == []
 
 
@@ -718,11 +727,14 @@ async def test_a_map_edit_lets_a_stored_group_be_made(emulator: Any, access_key:
         assert (type(error), error.code) == (Gone, "mapped_now")
         assert await connector.find_group(a_group("99"), (), Delivery()) == []
         made = await connector.put_group(None, a_group("99"), Delivery())
+        assert connector.group_stands(a_group("99"), made)
+        assert not connector.group_stands(a_group("99"), f"{UNMAPPED}{remote('99')}")
+        assert connector.group_stands(a_group("x"), made), "an id that is none is refused elsewhere"
     async with connected(url, access_key) as connector:
-        ctx = Delivery()
-        assert await connector.put_group(made, a_group("99", "Renamed"), ctx) == made, "the row was taken out again"
-        assert ctx.warnings
-    assert [group["displayName"] for group in groups(product)] == ["Entra Sales"]
+        assert not connector.group_stands(a_group("99"), made)
+        error = await refusal(connector.put_group(made, a_group("99", "Renamed"), Delivery()))
+        assert (type(error), error.code) == (Gone, "unmapped_now"), "the row was taken out again"
+    assert groups(product) == []
 
 
 async def test_unmapped_groups_can_be_forwarded(emulator: Any, access_key: Path) -> None:
@@ -921,15 +933,24 @@ async def test_a_newer_second_key_ends_the_warning(emulator: Any, access_key: Pa
 
 
 async def test_check_finds_setup_mistakes_and_writes_nothing(emulator: Any, access_key: Path) -> None:
-    """S3, S9, S10, S12, A12."""
+    """S3, S9, S10, S12, S15, S18, A12: all of them as findings with a code of their own."""
     product, url = emulator
     async with connected(url, access_key, password_link=True, group_map=[], role_map=[]) as connector:
         codes = {finding.code for finding in await connector.check()}
         assert codes == {"reachable", "key_valid", "password_link", "no_maps"}
-        product.fault("status", status=409, body={"detail": "a synchronization of kind ldap exists"})
-        (finding,) = await connector.check()
-    assert (finding.level, finding.code) == ("error", "other_synchronization")
-    assert "kind ldap" in finding.message
+        product.edit({"enabled": False})
+        (disabled,) = await connector.check()
+        product.delete()
+        (deleted,) = await connector.check()
+        product.add({"name": "Directory", "kind": "ldap"})
+        product.revoke_token(revoked=False)
+        (other,) = await connector.check()
+    findings = (disabled, deleted, other)
+    assert {finding.level for finding in findings} == {"error"}
+    codes = ["synchronization_disabled", "synchronization_deleted", "other_synchronization"]
+    assert [finding.code for finding in findings] == codes
+    assert "enabled in Sofa" in disabled.message
+    assert "one kind of synchronization" in other.message
     assert writes(product) == []
 
 
@@ -994,3 +1015,238 @@ def test_settings_that_cannot_work_are_refused_when_the_file_is_read(options: di
     problems: list[str] = []
     assert registry.decode_settings("sofa", table, "targets.s.settings", problems) is None
     assert any(problem.startswith("targets.s.settings") and said in problem for problem in problems), problems
+
+
+# Under the whole engine -----------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def at_work(folder: Path, url: str, access_key: Path, **options: Any) -> AsyncIterator[Driven]:
+    """The engine with this connector."""
+    async with connected(url, access_key, **options) as connector, driven(folder, connector) as here:
+        yield here
+
+
+def a_document(**document: Any) -> dict[str, Any]:
+    return {"userName": "eva@firma.example", "externalId": EVA, "active": True, "displayName": "Eva", **document}
+
+
+FAULTS: list[dict[str, Any]] = [
+    {"kind": "status", "status": 408},
+    {"kind": "status", "status": 500},
+    {"kind": "status", "status": 503},
+    {"kind": "rate_limit", "retry_after": 9},
+    {"kind": "html"},
+    {"kind": "reset"},
+    {"kind": "truncate"},
+    {"kind": "drop_response"},
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: str(fault.get("status", fault["kind"])))
+async def test_what_passes_is_tried_again_until_there_is_one_user(
+    emulator: Any, access_key: Path, tmp_path: Path, fault: dict[str, Any]
+) -> None:
+    """5.5, class T: 429, 5xx, resets, also where the write had its effect: one user, one welcome, nothing is lost."""
+    product, url = emulator
+    product.edit({"mail_to_new_users": True})
+    options = dict(fault)
+    product.fault(options.pop("kind"), method="POST", times=2, **options)
+    async with at_work(tmp_path, url, access_key) as here:
+        row = await here.settled(await here.user(a_document()))
+    assert (row.state, row.reason) == (State.APPLIED, None)
+    assert here.results()[0] in (Result.RETRY, Result.RATE_LIMITED)
+    assert [one["sso_identifier"] for one in users(product)] == [EVA]
+    assert [mail["kind"] for mail in product.state()["mails"].values()] == ["welcome"]
+
+
+@pytest.mark.parametrize("broken", ["expired", "regenerated", "disabled", "deleted", "other kind"])
+async def test_what_concerns_the_synchronization_stops_the_target_and_loses_nothing(
+    emulator: Any, access_key: Path, tmp_path: Path, broken: str
+) -> None:
+    """S3, S15, S16, S18, 5.3, 5.5, class C: also a removal is not taken for done; it goes on by itself after the correction."""
+    product, url = emulator
+    maps = {"group_map": GROUP_MAP, "role_map": ROLE_MAP}
+    async with at_work(tmp_path, url, access_key) as here:
+        left = await here.user(a_document(userName="left@firma.example", externalId=OTHER))
+        group = await here.group("Sales", remote("01"), left)
+        assert (await here.settled(group)).state is State.APPLIED
+        match broken:
+            case "expired":
+                product.advance(731 * 86_400)
+            case "regenerated":
+                new = product.generate_key(120)
+            case "disabled":
+                product.edit({"enabled": False})
+            case _:
+                product.delete()
+                if broken == "other kind":
+                    product.add({"name": "Directory", "kind": "ldap"})
+                    product.revoke_token(revoked=False)
+        await here.delete(left)
+        await here.delete(group)
+        await here.user(a_document())
+        await here.later(1.0)
+        target = await here.store.run(lambda ledger: ledger.target(TARGET))
+        assert target.circuit is Circuit.AUTH
+        assert {one.result for one in here.outcomes_seen[3:]} <= {Result.MISCONFIGURED}
+        if broken in ("expired", "regenerated", "disabled"):
+            assert "by the settings the access key" in target.circuit_reason.casefold(), (
+                "says which date was configured"
+            )
+
+        if broken in ("deleted", "other kind"):
+            product.delete()
+            product.add({"name": "Entra", "identifier": "entra", **maps})
+        product.edit({"enabled": True})
+        if broken != "disabled":
+            new = new if broken == "regenerated" else product.generate_key(120)
+            a_secret(access_key, new)
+        for _ in range(3):
+            await here.later(61.0)
+    assert {one["user_name"]: one["enabled"] for one in users(product)} == {
+        "left@firma.example": False,
+        "eva@firma.example": True,
+    }
+    assert groups(product) == []
+
+
+@pytest.mark.parametrize(
+    ("seeded", "document", "code", "writes_there"),
+    [
+        ({}, {"externalId": "jan.novak"}, "bad_object_id", 0),
+        ({}, {"externalId": ""}, "missing_external_id", 0),
+        ({"user_name": "eva@firma.example", "sso_identifier": OTHER}, {}, "account_of_another", 0),
+        ({"status": 400}, {}, "refused", 0),
+    ],
+)
+async def test_what_can_never_be_taken_is_a_dead_letter_with_its_remedy(
+    emulator: Any,
+    access_key: Path,
+    tmp_path: Path,
+    seeded: dict[str, Any],
+    document: dict[str, Any],
+    code: str,
+    writes_there: int,
+) -> None:
+    """S21, 5.5, classes P and U: a mail nickname as externalId, somebody else's user name, a plain 400."""
+    product, url = emulator
+    if "status" in seeded:
+        product.fault("status", method="POST", **seeded)
+    elif seeded:
+        product.seed({"users": [seeded]})
+    async with at_work(tmp_path, url, access_key) as here:
+        row = await here.settled(await here.user(a_document(**document)))
+    assert row.reason is not None
+    assert (row.state, row.reason.code) == (State.DEAD, code)
+    assert len(product.journal.effects(op="create")) == writes_there
+    if code == "bad_object_id":
+        assert "from mailNickname to objectId" in row.reason.message
+
+
+async def test_a_user_made_by_hand_is_adopted_and_one_that_is_gone_is_looked_for(
+    emulator: Any, access_key: Path, tmp_path: Path
+) -> None:
+    """5.5, A6: 409 that cannot be seen coming: adopt and set externalId; 404 on update: search, else make it again."""
+    product, url = emulator
+    product.seed({"users": [{"user_name": "eva@firma.example"}]})
+    lag = product.fault("stale_read", lag_s=60)
+    async with at_work(tmp_path, url, access_key) as here:
+        resource = await here.user(a_document())
+        await here.work()
+        assert (await here.row(resource)).blocked_on == "identity held at the product"
+        product.clear_faults(lag)
+        assert (await here.settled(resource)).state is State.APPLIED
+        (held,) = users(product)
+        assert (held["user_name"], held["sso_identifier"]) == ("eva@firma.example", EVA)
+        product.control("by hand", product.drop(product.scim_resources[0], held))
+        await here.change(resource, title="Head")
+        row = await here.settled(resource)
+        (made,) = users(product)
+        assert (row.account_id, made["job"]) == (made["id"], "Head")
+        product.control("by hand", product.drop(product.scim_resources[0], made))
+        await here.change(resource, active=False)
+        assert (await here.settled(resource)).state is State.APPLIED
+    assert users(product) == [], "nobody is made who shall be switched off"
+
+
+async def test_managers_and_members_who_come_later_follow_by_themselves(
+    emulator: Any, access_key: Path, tmp_path: Path
+) -> None:
+    """S20, 5.3, 5.5, class W: whole groups; everything but the missing manager and member is applied at once."""
+    product, url = emulator
+    async with at_work(tmp_path, url, access_key) as here:
+        product.fault("status", status=503, method="POST", contains="boss@firma.example")
+        boss = await here.user(a_document(userName="boss@firma.example", externalId=OTHER))
+        eva = await here.user(a_document(**{ENTERPRISE_SCHEMA: {"manager": {"value": boss}, "department": "IT"}}))
+        group = await here.group("Entra Sales", remote("01"), boss, eva)
+        await here.work()
+        (held,) = users(product)
+        assert (held["user_name"], held["department"], held["direct_superior"]) == ("eva@firma.example", "IT", None)
+        assert product.state()["sofa_roles"]["approver"] == [held["id"]]
+        assert [(await here.row(one)).blocked_on for one in (eva, group)] == [f"manager {boss}", f"member {boss}"]
+        product.clear_faults()
+        for _ in range(3):
+            await here.later(31.0)
+        ids = {one["user_name"]: one["id"] for one in users(product)}
+        shown = {one["user_name"]: one["direct_superior"] for one in users(product)}
+        assert shown == {"boss@firma.example": None, "eva@firma.example": ids["boss@firma.example"]}
+    assert set(product.state()["sofa_roles"]["approver"]) == set(ids.values())
+
+
+async def test_a_map_edit_sends_the_affected_groups_again_and_no_others(
+    emulator: Any, access_key: Path, tmp_path: Path
+) -> None:
+    """5.3: rows that came and went, with a worker of the new settings: groups are made with all their members, and removed with
+    what they gave; several remote ids on one group of Sofa hold as long as one does; unmapped ones are counted by object id."""
+    product, url = emulator
+    new_rows = [*GROUP_MAP[1:], {"remote": remote("99"), "sofa": "New"}]  # without 01, with 99
+    new_roles = [row for row in ROLE_MAP if row["remote"] != remote("01")]
+    async with at_work(tmp_path, url, access_key) as here:
+        people = [
+            await here.user(a_document(userName=f"u{n}@firma.example", externalId=f"{EVA[:-2]}1{n}")) for n in range(3)
+        ]
+        first = await here.group("One", remote("01"), *people[:2])
+        second = await here.group("Two", remote("02"), people[0])
+        late = await here.group("Late", remote("99"), *people)
+        for one in (*people, first, second, late):
+            assert (await here.settled(one)).state is State.APPLIED
+        assert here.outcomes_seen[-1].note == "ignored"
+        await here.members(late, remove(people[2]))
+        await here.settled(late)
+        await here.members(late, add(people[2]))
+        await here.settled(late)
+        ((noted, note),) = await here.noted(NO_MAPPING)
+        assert (noted, note.subject, note.times >= 3) == (late, remote("99"), True)
+        ids = {one["user_name"]: one["id"] for one in users(product)}
+        assert set(product.state()["sofa_groups"]["Sales"]) == {ids["u0@firma.example"], ids["u1@firma.example"]}
+
+        product.edit({"group_map": new_rows, "role_map": new_roles})
+        async with connected(url, access_key, group_map=new_rows, role_map=new_roles) as renewed:
+            here.connector = renewed
+            quiet = len(here.outcomes_seen)
+            assert await here.regrouping.changed(TARGET) == 2
+            for one in (first, second, late):
+                assert (await here.settled(one)).state is State.APPLIED
+            await here.later(31.0)
+            touched = {one.resource for one in here.outcomes_seen[quiet:]}
+            assert touched == {first, late}, "the second group stands as it is"
+            assert await here.regrouping.look(TARGET) == 0
+            shown = product.state()["sofa_groups"]
+            assert {name: len(held) for name, held in shown.items()} == {
+                "Sales": 1,
+                "Accounting": 0,
+                "Archive": 0,
+                "New": 3,
+            }
+            assert [one for one, _ in await here.noted(NO_MAPPING)] == [first]
+
+        async with connected(url, access_key) as before:
+            here.connector = before
+            product.edit({"group_map": GROUP_MAP, "role_map": ROLE_MAP})
+            assert await here.regrouping.changed(TARGET) == 2
+            for one in (first, late):
+                assert (await here.settled(one)).state is State.APPLIED
+            await here.later(31.0)
+    assert set(product.state()["sofa_groups"]["Sales"]) == {ids["u0@firma.example"], ids["u1@firma.example"]}
+    assert {group["externalId"] for group in groups(product)} == {remote("01"), remote("02")}
