@@ -706,7 +706,11 @@ class _Rest:
         held: Mapping[str, Any],
         ctx: Delivery,
     ) -> None:
-        """A login cannot be changed. Always raises; after a recreation Gone, so that the worker looks for the new user."""
+        """A login cannot be changed. Always raises; after a recreation Gone.
+
+        A user of the new login that is there already, e.g. from a delivery that ended in between, is looked for by the worker and
+        linked by the gateway.
+        """
         if self.settings.rename == "refuse":
             raise Rejected(
                 f'{TITLE} cannot rename a login over its REST API; use target = "scim", or recreate the user '
@@ -714,13 +718,14 @@ class _Rest:
                 code="cannot_rename",
                 attribute="userName",
             )
+        made: str | None = None
         if await self.by_login(account.login, ctx) is None:
             kept = [role for role in _roles(held) if role in MANAGED_ROLES]
-            await self.create(account, kept if roles is UNSET else roles, ctx)
+            made = await self.create(account, kept if roles is UNSET else roles, ctx)
         if held.get("enabled") is not False:
             await self._switch(account_id, str(held["email"]), on=False, ctx=ctx)
         ctx.warnings.append(f"{TITLE} has a new user for the new login; the one of the old login is disabled.")
-        raise Gone(f"{TITLE}: the user was recreated under its new login", code="recreated")
+        raise Gone(f"{TITLE}: the user was recreated under its new login", code="recreated", replaced_by=made)
 
     def _names(self, account: Account) -> bool:
         return account.display_name is not UNSET and self.settings.agent_name_sync

@@ -133,9 +133,25 @@ class Blocked(ConnectorError):
 
 
 class Gone(ConnectorError):
-    """The account of a link is not there any more (404 on update)."""
+    """The account of a link is not there any more (404 on update).
+
+    Args:
+        replaced_by: the account that was made in its place just now, and is as wished already.
+    """
 
     code = "gone"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        attribute: str | None = None,
+        names: Sequence[str] = (),
+        replaced_by: str | None = None,
+    ) -> None:
+        super().__init__(message, code=code, attribute=attribute, names=names)
+        self.replaced_by = replaced_by
 
 
 class ConnectorBug(ConnectorError):

@@ -313,7 +313,10 @@ async def _write(
             report.account_id = account_id
             try:
                 await steps.update(account_id, account, ctx)
-            except Gone:
+            except Gone as exc:
+                if exc.replaced_by is not None:
+                    report.account_id, report.created, report.result = exc.replaced_by, True, Result.APPLIED
+                    return
                 if last:
                     raise
                 account_id = report.account_id = None

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,10 +44,7 @@ from schemas.errors import (
     Rejected,
     Unavailable,
 )
-from schemas.events import ProvisioningEvent
 from schemas.resources import User
-from schemas.states import Change, Result
-from workers.delivery import deliver
 
 
 def objects(*names: str) -> list[dict[str, Any]]:
@@ -582,40 +578,6 @@ async def test_a_rename_can_recreate_the_user_and_is_safe_to_repeat(emulator: An
     assert held["jane.doe@example.com"]["roles"] == ["agent"]
     assert found.account_id == held["jane.doe@example.com"]["id"]
     assert len(held) == 2
-
-
-async def test_a_recreated_user_is_reported_as_found_so_that_the_gateway_links_it(emulator: Any, token: Path) -> None:
-    """2.3 with delivery rule R4: one event, two steps, then the next delivery goes to the new user."""
-    product, url = emulator
-    old = product.seed({"users": [{"email": "old@example.com", "roles": ["agent"]}]})["ids"][0]
-    document = {"userName": "jane.doe@example.com", "active": True, "roles": objects("agent")}
-    event = ProvisioningEvent(
-        id="01J0000000000000000000000A",
-        target="b",
-        connector="babelforce",
-        kind="user",
-        resource="r1",
-        generation=2,
-        fence=2,
-        change=Change.UPDATE,
-        document=msgspec.Raw(msgspec.json.encode(document)),
-        account_id=old,
-        identities=("userName:jane.doe@example.com",),
-    )
-    async with connected(url, token, rename="recreate") as connector:
-        outcome = await deliver(
-            event,
-            delivery=1,
-            connector=connector,
-            directory=Names(),
-            owned=Owned(),
-            new_id=lambda: "x",
-            clock=lambda: 0.0,
-        )
-    assert outcome is not None
-    new = next(user["id"] for user in users(product) if user["email"] == "jane.doe@example.com")
-    assert outcome.result is Result.FOUND
-    assert [(sighting.account_id, sighting.identity) for sighting in outcome.sightings] == [(new, event.identities[0])]
 
 
 async def test_scim_renames_and_holds_the_display_name(emulator: Any, token: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import structlog
 from connectors.talkdesk import EXTENSION
 from deploy.emulators.talkdesk import TalkdeskEmulator
 from gateway.explanations import Served as Seen
-from gateway.explanations import light_of, problems_of
+from gateway.explanations import light_of, problems_of, waiting_cause
 from schemas.states import Circuit, State
 from tests.connectors.chain import Chain, chained
 from tests.gateway.bench import TARGET
@@ -97,13 +98,21 @@ async def test_a_user_without_a_licence_is_shown_inactive_and_active_as_soon_as_
 
 
 async def test_a_mistyped_constant_is_one_cause_however_many_people_it_hits(chain: Chain) -> None:
-    """T17: reported once per value, not once per user, and with a count."""
+    """T17: an operator sees it once per value and not once per user, whether it was accepted or refused; nothing is sent."""
+    refused = {"rolesString": "Superviser"}
     for name in ("rita", "rui", "ines"):
-        row = await chain.post(rita(name, **{EXTENSION: {"rolesString": "Superviser"}}))
-    other = await chain.post(rita("ana", **{EXTENSION: {"rolesString": "Agnet"}}))
-    assert held(chain) == []
-    causes = [chain.engine.row(one).reason for one in ("r1", "r2", "r3")]
-    assert len({cause.fingerprint() for cause in causes if cause}) == 1
-    assert other.reason is not None
-    assert row.reason is not None
-    assert other.reason.fingerprint() != row.reason.fingerprint()
+        await chain.post(rita(name, **{EXTENSION: refused}))
+    await chain.post(rita("ana", **{EXTENSION: {"rolesString": "Agent;Agnet"}}))
+    rows = [chain.engine.row(f"r{number}") for number in range(1, 5)]
+    waiting = Counter(
+        waiting_cause(row.state, None, code=row.reason.code, message=row.reason.message, blocked_on=row.blocked_on)
+        for row in rows
+        if row.reason
+    )
+    assert [count for _, count in waiting.most_common()] == [3, 1]
+    (worst, _), (other, _) = waiting.most_common()
+    assert "'Superviser' does not exist in Talkdesk; did you mean 'Supervisor'?" in worst.message
+    assert "'Agnet'" in other.message
+    causes = Counter(row.reason.fingerprint() for row in rows if row.reason)
+    assert sorted(causes.values()) == [1, 3]
+    assert chain.emulator.recorded() == []
