@@ -355,29 +355,35 @@ class CallCount(Struct, frozen=True):
 
 
 class ShadowView(Struct, frozen=True, kw_only=True):
-    """What shadow mode has recorded for a target: `total` rehearsed changes, the newest `items` of them."""
+    """What shadow mode has recorded for a target: `total` rehearsed changes, the newest `items` of them.
+
+    Args:
+        under_way: deliveries that went out before shadow mode began; a worker gives each up before its next call.
+    """
 
     at: float
     target: str
     shadow: bool
     total: int
     refused: int
+    under_way: int
     calls: tuple[CallCount, ...]
     items: tuple[ShadowedView, ...]
 
 
 def shadow_view(reader: Reader, target: str, settings: TargetSettings, *, limit: int, now: float) -> ShadowView:
     """The rehearsed changes of a target that wait for the end of shadow mode, newest first."""
-    waiting = reader.waiting(target, views.WAITING_LOOKED_AT_MAX)
-    rows = sorted((row for row in waiting if row.blocked_on == SHADOW), key=lambda row: -row.settled_at)
-    items = tuple(_shadowed(reader, row) for row in rows[:limit])
+    total, refused = reader.rehearsed_counts(target)
+    items = tuple(_shadowed(reader, row) for row in reader.rehearsed(target, limit))
     counts = Counter((step["method"], step["path"]) for item in items for step in item.calls)
+    out = reader.in_flight(target, views.WAITING_LOOKED_AT_MAX) if settings.shadow else []
     return ShadowView(
         at=now,
         target=target,
         shadow=settings.shadow,
-        total=len(rows),
-        refused=sum(row.reason is not None and row.reason.code == "shadow_refused" for row in rows),
+        total=total,
+        refused=refused,
+        under_way=sum(row.body is not None and not decode_event(row.body).shadow for row in out),
         calls=tuple(CallCount(method, path, count) for (method, path), count in counts.most_common()),
         items=items,
     )

@@ -275,6 +275,9 @@ class Statements:
         ).where(recent)
         clauses["failures_since"] = sa.select(sa.func.count()).where(recent, failed, a.seq > _p("after"))
 
+        newest_attempts = sa.select(a.ended_at, a.result, a.steps).where(a.target == _p("target"))
+        clauses["last_attempts"] = newest_attempts.order_by(a.ended_at.desc()).limit(_p("limit", sa.Integer))
+
         # targets, streams, audit, keys
         t, k, u = TARGET.c, KEY.c, AUDIT.c
         clauses["target"] = sa.select(TARGET).where(t.name == _p("name"))

@@ -37,6 +37,7 @@ from gateway.records import (
     DeadCause,
     EventRecord,
     KeyRecord,
+    LastAttempt,
     NoteRecord,
     Purged,
     TargetRecord,
@@ -90,6 +91,8 @@ READER_BUSY_WAIT_S = 0.25
 """Readers run in the event loop on SQLite, so they may not wait long; in WAL mode they practically never have to."""
 READER_THREADS = 4
 IDENTITIES_PER_QUERY_MAX = 64
+ATTEMPTS_LOOKED_AT_MAX = 50
+"""Newest reports of a target among which one with a call to the product is looked for."""
 LISTED_MAX = 1_000
 MEMBERS_PER_EVENT_MAX = 1_000
 """Membership differences that one event carries; the rest follows when it is settled."""
@@ -936,6 +939,19 @@ class Reader:
     def counts(self, target: str) -> dict[State, int]:
         """Resources by state; states nobody is in are missing."""
         return {STATES[state]: int(count) for state, count in self._db.rows("counts", target=target)}
+
+    def last_attempt(self, target: str) -> LastAttempt | None:
+        """The last delivery of a target that was reported, and when the product was called last (S19)."""
+        found = self._db.rows("last_attempts", target=target, limit=ATTEMPTS_LOOKED_AT_MAX)
+        if not found:
+            return None
+        ended_at, result, _ = found[0]
+        called = next((float(at) for at, _, steps in found if steps), None)
+        return LastAttempt(at=float(ended_at), result=str(result), called_at=called)
+
+    def target_names(self) -> list[str]:
+        """Every target that has resources here, configured or not."""
+        return sorted(str(name) for (name,) in self._db.rows("target_names"))
 
     def oldest_waiting(self, target: str) -> float | None:
         """When the oldest wish that waits for its turn was made."""

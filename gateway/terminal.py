@@ -108,6 +108,8 @@ def status(answer: Mapping[str, Any]) -> RenderableType:
     if due:
         said = ", ".join(f"{name} {ago(at, now) if at > now else 'now'}" for at, name in due[:COMPARISONS_SHOWN_MAX])
         parts.append(Text.assemble("\n", plain(f"Compared with its product next: {said}.", "bright_black")))
+    for target in answer.get("left_over", ()):
+        parts.append(Text.assemble("\n", plain(target["sentence"], "yellow" if target["waiting"] else "")))
     if answer["waiting"]:
         parts += [Text("\nWhat waits, and why", style="bold"), waiting(answer["waiting"], now)]
     return Group(*parts)
@@ -259,7 +261,8 @@ def target(view: Mapping[str, Any], now: float) -> RenderableType:
         ("Oldest waiting", "-" if view["oldest_waiting_s"] is None else duration(view["oldest_waiting_s"])),
         ("Reconciled", reconcile_sentence(view["reconcile"], now) if view.get("reconcile") else "never"),
         ("Next comparison", ago(view.get("reconcile_next_at"), now)),
-        ("Last request", ago(view.get("last_request_at"), now)),
+        ("Entra called", ago(view.get("last_request_at"), now)),
+        ("Product called", ago(view.get("last_call_at"), now)),
         (
             "Last outcome",
             "-" if (last := view["last_outcome"]) is None else f"{last['result']}, {ago(last['at'], now)}",

@@ -20,6 +20,7 @@ from schemas.config import Secret, TargetSettings
 from schemas.errors import ConfigurationError
 from schemas.logs import logger
 from schemas.specs import Spec
+from workers.delivery import NotOurs
 from workers.limits import CallLimit, NameCache
 from workers.ownership import Slots
 from workers.presence import TargetPresence, digest
@@ -60,6 +61,7 @@ class Served:
         concurrency: how many deliveries run at once here.
         window: how many events the gateway may have in flight for it.
         now: epoch seconds.
+        ends: nothing more is called: deliveries at work are given up before their next call.
         called_at: when the product was called last; 0 when not since the start.
     """
 
@@ -79,6 +81,7 @@ class Served:
             raise ConfigurationError(name, problems or [f"targets.{name}.settings: cannot be read"])
         self.name = name
         self.now = now
+        self.ends = False
         self.called_at = 0.0
         self.configured = configured
         self.settings: Struct = rebased(settings, base)
@@ -88,6 +91,8 @@ class Served:
 
         async def hook(ctx: Delivery | None) -> None:
             await before_call(self.limit)
+            if self.ends:
+                raise NotOurs  # shadow mode has begun: no further call of a delivery that began before
             self.called_at = self.now()
             counted = _counted.get()
             if counted is not None:
@@ -106,6 +111,7 @@ class Served:
         """Take the place of the same target as it was configured before: both share the product's limit while they overlap."""
         if held.spec.rate_limit == self.spec.rate_limit:
             self.limit = held.limit
+        held.ends = self.configured.shadow and not held.configured.shadow
         self._warned = held._warned
 
     def rehearsing(self) -> Connector[Any, Any]:

@@ -5,6 +5,8 @@ Only NATS is short-circuited: what is published is handed to the worker's code b
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -20,13 +22,15 @@ from deploy.emulators.harness import Emulator, running
 from deploy.emulators.talkdesk import TalkdeskEmulator
 from gateway.checks import run_checks
 from gateway.cli import FINE, NOT_FINE, UNREACHABLE, WRONG_USE
+from gateway.ledger import Ledger
 from gateway.lifecycle import Row
 from gateway.patch import MemberChange
 from schemas.config import BrakeSettings, TargetSettings, load
-from schemas.events import decode_event
+from schemas.events import Begin, decode_event
 from schemas.resources import GROUP_SCHEMA
 from schemas.states import SHADOW, State
 from tests.gateway.operated import ALPHA, BETA, COLUMNS, Ended, Operated, a_user, operated
+from tests.waiting import until
 from workers.control import answer
 from workers.delivery import deliver
 from workers.limits import CallLimit
@@ -61,7 +65,7 @@ class Staged:
             "base_url": f"{url}/scim/v2",
         }
         if connector == "bobs_business":
-            own = {"api_key": {"file": "token"}, "tenant_url": f"{url}/scim/v2"}
+            own = {"api_key": {"file": "token"}, "tenant_url": f"{url}/scim/v2", "invite": "on_create"}
         self.settings = {"allow_loopback": True, **own}
         self.configure()
         self.served = Served(ALPHA, here.configured[ALPHA], folder, concurrency_max=4, before_call=_no_limit)
@@ -100,6 +104,15 @@ class Staged:
         await self.here.settled()
         return await self.here.row(resource)
 
+    async def work_all(self) -> None:
+        """Deliver until nothing is out any more."""
+        await self.here.settled()
+        for _ in range(50):
+            if not self.here.bus.sent:
+                return
+            await self.work(next(iter(self.here.bus.sent)))
+        raise AssertionError("there is no end of it")
+
     async def arrives(self, name: str, role: str = "Agent") -> str:
         """Entra creates a user."""
         return await self.here.created(name, ALPHA, **{TALKDESK: {"rolesString": role}})
@@ -122,6 +135,18 @@ async def staged(tmp_path: Path) -> AsyncIterator[Staged]:
     emulator = TalkdeskEmulator(token=TOKEN, rate_per_s=0)
     async with operated(tmp_path / "data") as here, running(emulator) as url:
         one = Staged(here, emulator, url, tmp_path)
+        yield one
+        await one.served.close()
+
+
+@contextlib.asynccontextmanager
+async def of_bobs_business(folder: Path) -> AsyncIterator[Staged]:
+    """A gateway whose target alpha is an emulated Bob's Business that is told to invite: users, groups, invitations."""
+    (folder / "token").write_text(TOKEN, encoding="utf-8")
+    (folder / "token").chmod(0o600)
+    emulator = BobsBusinessEmulator(token=TOKEN, rate_per_s=0)
+    async with operated(folder / "data") as here, running(emulator) as url:
+        one = Staged(here, emulator, url, folder, connector="bobs_business")
         yield one
         await one.served.close()
 
@@ -181,7 +206,7 @@ async def test_deletion_and_deactivation_are_planned_of_a_user_who_is_there(stag
 
 
 async def test_a_refusal_is_shown_as_entra_would_see_it_and_ends_with_1(staged: Staged) -> None:
-    """Status, scimType and detail of the SCIM error; a wish that was acknowledged waits for the name instead, and that is said."""
+    """Status, scimType and detail of the SCIM error; a wish that was acknowledged is said to wait for the name instead."""
     file = staged.folder / "user.json"
     file.write_text(json.dumps(a_user("eve", **{TALKDESK: {"rolesString": "Wizard"}})), encoding="utf-8")
     ended = await staged.typed("plan", ALPHA, "--file", str(file))
@@ -251,12 +276,8 @@ async def test_a_plan_says_truly_what_would_become_of_the_account(staged: Staged
 
 async def test_a_group_is_planned_with_the_calls_for_its_members(tmp_path: Path) -> None:
     """By name, by id and from a document; a member without an account is named; members are put in and taken out by id."""
-    secret = tmp_path / "token"
-    secret.write_text(TOKEN, encoding="utf-8")
-    secret.chmod(0o600)
-    emulator = BobsBusinessEmulator(token=TOKEN, rate_per_s=0)
-    async with operated(tmp_path / "data") as here, running(emulator) as url:
-        staged = Staged(here, emulator, url, tmp_path, connector="bobs_business")
+    async with of_bobs_business(tmp_path) as staged:
+        here = staged.here
         ada, bob = await here.created("ada", ALPHA), await here.created("bob", ALPHA)
         accounts = {one: (await staged.work(one)).account_id for one in (ada, bob)}
         cyd = await here.created("cyd", ALPHA)
@@ -287,8 +308,7 @@ async def test_a_group_is_planned_with_the_calls_for_its_members(tmp_path: Path)
         wrong = await staged.typed("plan", ALPHA, group, "--inactive")
         assert (wrong.code, "cannot be deactivated" in wrong.err) == (WRONG_USE, True)
         assert (await staged.typed("plan", ALPHA, ada, "--group")).code == WRONG_USE
-        assert staged.writes() == 4, "two users, a group and its member"
-        await staged.served.close()
+        assert staged.writes() == 6, "two users, their invitations, a group and its member"
 
 
 async def test_shown_values_are_recorded(staged: Staged) -> None:
@@ -348,6 +368,97 @@ async def test_shadow_mode_rehearses_keeps_the_wish_open_and_delivers_when_it_en
     assert (await staged.work(eve)).blocked_on == "role:Wizard"
     assert staged.writes() == 1
     assert await here.store.run(lambda ledger: ledger.leave_shadow(ALPHA, time.time())) == 0
+
+
+async def test_all_that_was_recorded_in_shadow_mode_is_sent_once_when_it_ends(tmp_path: Path) -> None:
+    """Made, adopted, changed, removed, invited, grouped: no write meanwhile, every wish at the product afterwards, nobody twice.
+
+    A user who is made and removed within shadow mode, also while the rehearsal is under way, never comes to the product.
+    """
+    async with of_bobs_business(tmp_path) as staged:
+        here = staged.here
+        dan, eve = await here.created("dan", ALPHA), await here.created("eve", ALPHA)
+        for one in (dan, eve):
+            await staged.work(one)
+        staged.emulator.seed({"users": [{"userName": "bob@contoso.example"}]})
+        before, place = staged.writes(), staged.emulator.recorded()[-1]["seq"]
+        staged.configure(shadow=True)
+
+        ada, bob = await here.created("ada", ALPHA), await here.created("bob", ALPHA)
+        fay, gil = await here.created("fay", ALPHA), await here.created("gil", ALPHA)
+        await staged.work(fay)
+        await here.intake.delete(ALPHA, "user", fay)
+        await here.intake.delete(ALPHA, "user", gil)  # its rehearsal is still out
+        await here.intake.delete(ALPHA, "user", dan)
+        await here.intake.change(ALPHA, "user", await here.row(eve), lambda base: {**base, "displayName": "Eva"})
+        members = (MemberChange("add", (ada, bob, eve)),)
+        made = await here.intake.create(ALPHA, "group", {"displayName": "Sales"}, members=members)
+        assert made.row is not None
+        group = made.row.id
+        await staged.work_all()
+
+        recorded = await here.get(f"/targets/{ALPHA}/shadow")
+        assert {item["id"] for item in recorded["items"]} == {ada, bob, dan, eve, group}
+        assert (recorded["total"], recorded["under_way"]) == (5, 0)
+        assert [(await here.row(one)).state for one in (fay, gil)] == [State.GONE, State.GONE]
+        assert staged.writes() == before
+        assert {call["method"] for call in staged.emulator.recorded(place)} == {"GET"}, "not even one that failed"
+
+        staged.configure()
+        assert await here.store.run(lambda ledger: ledger.leave_shadow(ALPHA, time.time())) == 5
+        here.dispatcher.kick(ALPHA)
+        await staged.work_all()
+
+        assert {(await here.row(one)).state for one in (ada, bob, eve, group)} == {State.APPLIED}
+        assert (await here.row(dan)).state is State.GONE
+        held = staged.emulator.state()
+        there = {user["userName"]: user for user in held["users"].values()}
+        assert len(held["users"]) == len(there) == 3
+        assert there["eve@contoso.example"]["displayName"] == "Eva"
+        (sales,) = held["groups"].values()
+        assert set(sales["members"]) == {user["id"] for user in there.values()}
+        effects = staged.writes()
+        here.dispatcher.kick(ALPHA)
+        await staged.work_all()
+        assert staged.writes() == effects, "nothing is sent again"
+
+
+async def test_deliveries_that_were_out_when_shadow_mode_began_write_nothing_more(staged: Staged) -> None:
+    """One in a worker's hands is given up before its next call; one that has not begun may not, and is rehearsed instead."""
+    here, old = staged.here, staged.served
+    ada, bob = await staged.arrives("ada"), await staged.arrives("bob")
+    waiting = here.bus.sent[bob]
+    staged.emulator.fault("slow", method="GET", when="after", delay_s=0.5, times=1)
+    begun = asyncio.create_task(staged.work(ada))
+    await until(staged.emulator.recorded, "the worker looks")
+    staged.configure(shadow=True)
+    staged.served = Served(ALPHA, here.configured[ALPHA], staged.folder, concurrency_max=4, before_call=_no_limit)
+    staged.served.succeed(old)
+    row = await begun
+    await old.close()
+    assert (staged.writes(), row.in_flight) == (0, 1), "a report that settles nothing"
+    assert (await here.get(f"/targets/{ALPHA}/shadow"))["under_way"] == 2
+    assert "2 deliveries that went out before shadow mode" in " ".join(
+        (await staged.typed("shadow", ALPHA)).out.split()
+    )
+
+    row = await here.row(bob)
+    go = await here.dispatcher.begin(Begin(target=ALPHA, resource=bob, fence=row.fence, delivery=1))
+    assert go is False
+    row = await here.row(bob)
+    assert (row.state, row.in_flight, row.ambiguous) == (State.QUEUED, None, True)
+
+    def rested(ledger: Ledger) -> None:
+        row.next_at = 0.0
+        ledger.save(row)
+
+    await here.store.run(rested)
+    here.dispatcher.kick(ALPHA)
+    await here.settled()
+    assert decode_event(here.bus.sent[bob].body).shadow
+    assert here.bus.sent[bob].fence > waiting.fence
+    assert (await staged.work(bob)).blocked_on == SHADOW
+    assert staged.writes() == 0
 
 
 async def test_a_user_who_was_there_before_shadow_mode_keeps_the_link(staged: Staged) -> None:
