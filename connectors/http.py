@@ -521,6 +521,7 @@ class HttpClient:
         allow_loopback: see `Endpoint`.
         before_call: the worker's hook (still ours? may we?); see BeforeCall.
         rate_limit: the product's limit, kept before the hook is asked, so that the answer of the hook is fresh.
+        paced: False when the hook keeps the limit; it still says how long to wait after a 429 that names no time.
         concurrency_max: connections at once.
         call_s: longest call from connecting to the last byte.
         body_bytes_max: longest answer.
@@ -540,6 +541,7 @@ class HttpClient:
         allow_loopback: bool = False,
         before_call: BeforeCall | None = None,
         rate_limit: RateLimit | None = None,
+        paced: bool = True,
         concurrency_max: int = 8,
         call_s: float = CALL_S,
         connect_s: float = CONNECT_S,
@@ -555,9 +557,9 @@ class HttpClient:
         self._auth = auth
         self._allow_loopback = allow_loopback
         self._before_call = before_call
-        self._rate_limit = rate_limit
+        self._rate_limit = rate_limit if paced else None
         self._shared_by = 1
-        self._pace = Pace(rate_limit, clock=clock) if rate_limit else None
+        self._pace = Pace(self._rate_limit, clock=clock) if self._rate_limit else None
         self._wait_default_s = rate_limit.per_s if rate_limit else None
         self._concurrency_max = concurrency_max
         self._timeout = aiohttp.ClientTimeout(total=call_s, connect=None, sock_connect=connect_s)
@@ -580,6 +582,7 @@ class HttpClient:
         product: str,
         before_call: BeforeCall | None = None,
         rate_limit: RateLimit | None = None,
+        paced: bool = True,
         concurrency_max: int = 8,
     ) -> HttpClient:
         """The client of a connector's endpoint."""
@@ -590,6 +593,7 @@ class HttpClient:
             allow_loopback=endpoint.allow_loopback,
             before_call=before_call,
             rate_limit=rate_limit,
+            paced=paced,
             concurrency_max=concurrency_max,
             body_bytes_max=min(endpoint.body_bytes_max or BODY_BYTES_MAX, BODY_BYTES_CEILING),
         )

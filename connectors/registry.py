@@ -108,7 +108,8 @@ def build(
         endpoint,
         product=spec.title,
         before_call=before_call,
-        rate_limit=spec.rate_limit if paced else None,
+        rate_limit=spec.rate_limit,
+        paced=paced,
         concurrency_max=spec.concurrency_max,
     )
     return connector(settings, client), client

@@ -116,3 +116,112 @@ async def test_a_mistyped_constant_is_one_cause_however_many_people_it_hits(chai
     causes = Counter(row.reason.fingerprint() for row in rows if row.reason)
     assert sorted(causes.values()) == [1, 3]
     assert chain.emulator.recorded() == []
+
+
+USERS = "/scim/v2/Users"
+FIND, POST, PUT, READ = f"GET {USERS}", f"POST {USERS}", f"PUT {USERS}/", f"GET {USERS}/"
+
+
+def calls(chain: Chain, since: int = 0) -> list[str]:
+    """What was asked of the product, ids left out; the question for PATCH is not of interest."""
+    asked = (f"{call['method']} {call['path']}" for call in chain.emulator.recorded()[since:])
+    return [call[: len(USERS) + 5] if f"{USERS}/" in call else call for call in asked if "Provider" not in call]
+
+
+TRANSIENT: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "429 with Retry-After": ({"kind": "rate_limit", "retry_after": 7, "times": 1}, [FIND, POST, FIND, POST]),
+    "429 without": ({"kind": "rate_limit", "retry_after": None, "times": 1}, [FIND, POST, FIND, POST]),
+    "503": ({"kind": "status", "status": 503, "times": 1}, [FIND, POST, FIND, POST]),
+    "a page of HTML": ({"kind": "html", "times": 1}, [FIND, POST, FIND, POST]),
+    "reset before the effect": ({"kind": "reset", "times": 1}, [FIND, POST, FIND, POST]),
+    "reset after the effect": ({"kind": "drop_response", "times": 1}, [FIND, POST, FIND, READ, PUT]),
+    "500 after the effect": (
+        {"kind": "status", "status": 500, "when": "after", "times": 1},
+        [FIND, POST, FIND, READ, PUT],
+    ),
+    "half a body": ({"kind": "truncate", "times": 1}, [FIND, POST, FIND, READ, PUT]),
+}
+
+
+@pytest.mark.parametrize("happens", TRANSIENT)
+async def test_what_passes_is_tried_again_after_a_look_and_makes_nobody_twice(chain: Chain, happens: str) -> None:
+    """1.4, class T, in the worker's order of work: before a second POST the userName is looked for."""
+    fault, expected = TRANSIENT[happens]
+    chain.emulator.fault(method="POST", path=USERS, **fault)
+    row = await chain.post(rita(active=True))
+    assert row.state is not State.APPLIED
+    if "retry_after" in fault:
+        assert chain.outcomes[0].retry_after_s == (fault["retry_after"] or 1.0)
+        assert row.attempt == 0
+    await chain.pass_s(120)
+    assert chain.state(row.id) is State.APPLIED
+    assert calls(chain) == expected
+    assert len(held(chain)) == 1
+
+
+@pytest.mark.parametrize(
+    ("theirs", "state"),
+    [("object-1", State.APPLIED), ("", State.APPLIED), ("object-2", State.DEAD)],
+    ids=["ours", "none", "somebody else's"],
+)
+async def test_a_409_on_create_adopts_what_may_be_ours_and_refuses_what_is_not(
+    chain: Chain, theirs: str, state: State
+) -> None:
+    """1.4, classes D and U: adopted and brought to the wish by PUT, when the list did not show it at first."""
+    chain.emulator.seed(
+        {"users": [{"userName": "RITA@example.com", "givenName": "Old", **({"externalId": theirs} if theirs else {})}]}
+    )
+    chain.emulator.fault("status", method="GET", path=f"{USERS}$", status=200, body={"totalResults": 0}, times=1)
+    row = await chain.post(rita(externalId="object-1"))
+    await chain.pass_s(60)
+    assert (chain.state(row.id), len(held(chain))) == (state, 1)
+    if state is State.APPLIED:
+        assert calls(chain) == [FIND, POST, FIND, FIND, READ, PUT]
+        assert (held(chain)[0]["givenName"], held(chain)[0]["externalId"]) == ("Rita", "object-1")
+    else:
+        reason = chain.engine.row(row.id).reason
+        assert reason is not None
+        assert (reason.scim_type, reason.attribute) == ("uniqueness", "userName")
+        assert held(chain)[0]["givenName"] == "Old"
+
+
+async def test_a_role_that_is_gone_at_the_product_is_asked_for_once_more_and_then_told_by_name(tmp_path: Path) -> None:
+    """1.4: 400 naming a role is permanent after one refresh of the names; T13, the remedy and the nearest name are said."""
+    (tmp_path / "token").write_text(TOKEN, encoding="utf-8")
+    (tmp_path / "token").chmod(0o600)
+    emulator = TalkdeskEmulator(token=TOKEN, rate_per_s=0, listing=True)
+    settings = {"token": {"file": "token"}, "list_endpoints": True}
+    async with chained(emulator, "talkdesk", tmp_path, settings) as chain:
+        await chain.post(rita("first", **{EXTENSION: {"rolesString": "team lead"}}))
+        emulator.set(roles={"Agent": True, "Team Leader": True})
+        await chain.pass_s(60)
+        since = len(emulator.recorded())
+        chain.served.directory._next_at = None  # a minute has passed since the names were loaded
+        row = await chain.post(rita(**{EXTENSION: {"rolesString": "team lead"}}))
+    assert calls(chain, since) == [FIND, POST, "GET /roles", "GET /teams"]
+    assert row.reason is not None
+    assert (row.reason.code, row.reason.names) == ("unknown_role", ("team lead",))
+    assert "did you mean 'Team Leader'?" in row.reason.message
+    assert f"correct the mapping of {EXTENSION}:rolesString" in row.reason.message
+
+
+@pytest.mark.parametrize("active", [True, False])
+@pytest.mark.parametrize("moved", [True, False], ids=["under another id", "gone"])
+async def test_a_404_on_update_finds_makes_anew_or_is_done(chain: Chain, active: bool, moved: bool) -> None:
+    """1.4, A6: looked for by userName and adopted; otherwise made again when it shall be active, and done when not."""
+    row = await chain.post(rita())
+    account_id = held(chain)[0]["id"]
+    rows = chain.emulator.tables.rows
+    user = {**rows["users"][account_id], "id": "another-id"}
+    changes: list[Any] = [("users", account_id), ("_by_user_name", "rita@example.com"), ("_counters", "active", 0)]
+    if moved:
+        changes = [
+            ("users", account_id),
+            ("users", "another-id", user),
+            ("_by_user_name", "rita@example.com", "another-id"),
+        ]
+    chain.emulator.control("lost", changes)
+    await chain.patch(row.id, active=active, name={"givenName": "Margarida", "familyName": "Sousa"})
+    assert chain.state(row.id) is State.APPLIED
+    found = [(one["givenName"], one["active"], one["id"] == "another-id") for one in held(chain)]
+    assert found == ([("Margarida", active, moved)] if moved or active else [])
