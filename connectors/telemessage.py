@@ -32,7 +32,7 @@ from connectors.contract import (
     VendorResponse,
     Write,
 )
-from connectors.http import Bearer, address_problem, error_of
+from connectors.http import Bearer, address_problem, clean, error_of
 from connectors.scim import checked_id, held_text, ignored_paths, spoken_of
 from schemas.config import Secret
 from schemas.errors import Blocked, Conflict, Gone, Misconfigured, NormalizationError, Rejected, Unavailable
@@ -94,8 +94,12 @@ def normalize_mobile(
     """
     region = default_region.upper() if default_region else None
     digits = _normalized(raw, region, extension, overrides or {})
-    if _normalized(digits, region, extension, overrides or {}) != digits:
-        raise _refused("impossible", str(raw))
+    try:
+        again = _normalized(digits, region, extension, overrides or {})
+    except NormalizationError:
+        again = ""
+    if again != digits:
+        raise _refused("impossible", str(raw), f"is a number of another kind in {region}; add it to overrides")
     return digits
 
 
@@ -248,18 +252,23 @@ def is_assigned(digits: str) -> bool:
 
 
 def masked(number: str) -> str:
-    """A number as logs and messages may show it: the first two digits and the last two (vendor rule A10)."""
-    digits = _digits(_ascii(number[:RAW_CHARS_MAX]))
+    """A number as logs and messages may show it: the country code, where it has one, and the last two digits (rule A10)."""
+    text = _ascii(number[:RAW_CHARS_MAX])
+    digits = _digits(text)
     if len(digits) < 6:
         return "…"
-    return f"{'+' if number.lstrip().startswith('+') else ''}{digits[:2]} … {digits[-2:]}"
+    plus = "+" if text.startswith("+") else ""
+    codes = (digits[:length] for length in (1, 2, 3))
+    known = (code for code in codes if int(code) in phonenumbers.COUNTRY_CODE_TO_REGION_CODE)
+    country = "" if digits.startswith("0") else next(known, "")
+    return f"{plus}{country} … {digits[-2:]}" if country else f"… {digits[-2:]}"
 
 
-def _refused(code: Code, given: str) -> NormalizationError:
+def _refused(code: Code, given: str, said: str = "") -> NormalizationError:
     shown = "" if code == "missing" else f" '{masked(given)}'"
     return NormalizationError(
         f"userName must be the mobile number in full international form, digits only ({TITLE}); the value{shown} "
-        f"{_SAID[code]}. Map userName from mobile and correct the number in Entra.",
+        f"{said or _SAID[code]}. Map userName from mobile and correct the number in Entra.",
         code=code,
         attribute="userName",
     )
@@ -481,6 +490,8 @@ class TeleMessage(Connector[Settings, Account]):
         self._refused(answer, "POST", path)
         held = _user_of(answer, "POST", path)
         account_id = _id(held)
+        if not account.active and held["status"] != "suspended":  # once approved, a pending user would be let in
+            held = await self._put_status(account_id, False, ctx)
         self._await_approval(held, account_id, account)
         return account_id
 
@@ -591,7 +602,8 @@ class TeleMessage(Connector[Settings, Account]):
         if held.get("manager") == self._manager:
             return ""
         return (
-            f"This number belongs to a user of another company manager at {TITLE}; ask the account manager to move it."
+            f"This number belongs to a user of another company manager at {TITLE}{_named(held.get('id'))}; ask the account "
+            "manager to move it."
         )
 
     async def _taken(self, number: str, answer: VendorResponse, ctx: Delivery) -> None:
@@ -629,8 +641,10 @@ class TeleMessage(Connector[Settings, Account]):
         )
         if answer.status == 409:
             _raise_if_reserved(answer, number)
+            holder = answer.body.get("userId") if isinstance(answer.body, dict) else None
             raise Conflict(
-                f"The number {masked(number)} belongs to another user at {TITLE}; free it there or correct mobile in Entra.",
+                f"The number {masked(number)} belongs to another user at {TITLE}{_named(holder)}; free it there or correct "
+                "mobile in Entra.",
                 code="number_taken",
                 attribute="userName",
             )
@@ -718,6 +732,11 @@ def _status(active: bool) -> str:
 def _once(ctx: Delivery, step: str) -> dict[str, str]:
     """One key per step: the product replays the first answer for a repeated key, whatever the call."""
     return {"Idempotency-Key": f"{ctx.idempotency_key}:{step}"} if ctx.idempotency_key else {}
+
+
+def _named(account_id: Any) -> str:
+    """The holder of a number by the product's id, unless that id looks like a personal value."""
+    return f" ({account_id})" if account_id and clean(account_id) == account_id else ""
 
 
 def _raise_if_reserved(answer: VendorResponse, number: str) -> None:

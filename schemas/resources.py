@@ -113,6 +113,8 @@ class User(Struct, frozen=True, omit_defaults=True, rename="camel", kw_only=True
                     extensions[key] = value
             elif value is not None or key in _CLEARABLE:
                 plain[key] = value
+            elif key in _CLEARED_ENTRIES:
+                plain[key] = _CLEARED_ENTRIES[key]
         if "role" in plain and "roles" not in plain:
             plain["roles"] = plain.pop("role")  # vendor requirement B14 names it once so and once so
         if "roles" in plain:
@@ -150,7 +152,16 @@ _CLEARABLE = frozenset(
         "role",
     )
 )
-"""Attributes of which a connector is told that they were cleared; lists but roles are then simply empty."""
+"""Attributes of which a connector is told that they were cleared."""
+
+_CLEARED_ENTRIES: dict[str, list[dict[str, str | None]]] = {
+    "emails": [{"type": one, "value": None} for one in ("work", "home", "other")],
+    "phoneNumbers": [{"type": one, "value": None} for one in ("work", "mobile", "fax", "home", "pager", "other")],
+    "addresses": [
+        {"type": "work", **dict.fromkeys(("formatted", "streetAddress", "locality", "region", "postalCode", "country"))}
+    ],
+}
+"""A cleared list of typed entries, told entry by entry: connectors map single types, such as the address of type work."""
 
 
 class Member(Struct, frozen=True, omit_defaults=True):
@@ -194,9 +205,14 @@ def unwrap_role(role: Any) -> dict[str, Any]:
     """One role in the shape of an object.
 
     Entra's complex app-role mapping puts a JSON document into the string `value`; a constant mapping sends a plain string.
+
+    Raises:
+        msgspec.ValidationError: it is neither a text nor an object.
     """
     if isinstance(role, str):
         role = {"value": role}
+    if not isinstance(role, dict):
+        raise msgspec.ValidationError("roles: an entry is neither a text nor an object")
     value = role.get("value")
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:

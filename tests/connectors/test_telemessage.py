@@ -142,6 +142,9 @@ def test_odd_spellings_are_read_or_refused_with_the_right_code(raw: Any, region:
 def test_an_international_number_that_would_read_differently_without_its_plus_is_refused() -> None:
     """Stability: +20 25550123 is no assigned Egyptian number, and its digits are a mobile number of the default region."""
     assert outcome("+2025550123", "US") == "impossible"
+    with pytest.raises(NormalizationError, match="of another kind in US; add it to overrides"):
+        normalize_mobile("+2025550123", "US")
+    assert normalize_mobile("+2025550123", "US", overrides={"+2025550123": "2025550123"}) == "2025550123"
     assert outcome("+2025550123") == "2025550123"
 
 
@@ -217,6 +220,9 @@ def test_a_refusal_names_attribute_and_remedy_and_never_shows_the_number(raw: st
 def test_a_shown_number_keeps_two_digits_at_each_end() -> None:
     """A10: country code and last two digits."""
     assert masked("+44 7400 123456") == "+44 … 56"
+    assert masked("+1 202 555 0123") == "+1 … 23"
+    assert masked("\u202d+3780549886377") == "+378 … 77"
+    assert masked("0123 456 7890") == "… 90"
     assert masked("123") == "…"
 
 
@@ -423,7 +429,7 @@ async def test_a_number_under_another_manager_is_a_conflict(emulator: Any, token
     product.seed({"managers": [MANAGER, "Other"], "users": [{"mobilePhone": "447400123456", "manager": "Other"}]})
     async with connected(url, token) as connector:
         (found,) = await connector.find(wished(connector), (), Delivery())
-        assert "another company manager" in found.conflict
+        assert "another company manager at TeleMessage (u-1)" in found.conflict
         assert isinstance(await refusal(connector.create(wished(connector), Delivery())), Conflict)
 
 
@@ -519,6 +525,8 @@ async def test_a_number_of_somebody_else_is_a_conflict_on_change(emulator: Any, 
     async with connected(url, token) as connector:
         taken = await refusal(connector.update(account_id, an_account("447400999888"), Delivery()))
         assert (type(taken), taken.code, taken.attribute) == (Conflict, "number_taken", "userName")
+        assert "+44" not in taken.message
+        assert "44 … 88 belongs to another user at TeleMessage (u-2)" in taken.message
         reserved = await refusal(connector.update(account_id, an_account("12025550123"), Delivery()))
         assert reserved.code == "number_reserved"
 
@@ -572,14 +580,16 @@ async def test_a_pending_create_waits_for_approval_with_its_id(emulator: Any, to
     assert users(product)[0]["status"] == "active"
 
 
-async def test_a_leaver_does_not_wait_for_approval(emulator: Any, token: Path) -> None:
-    """A pending account that shall be inactive is suspended at once."""
+async def test_a_leaver_does_not_wait_for_approval_and_is_not_let_in_by_it(emulator: Any, token: Path) -> None:
+    """A pending account that shall be inactive is suspended at once, also one that was created so; A7."""
     product, url = emulator
     product.set(approval=True)
     async with connected(url, token) as connector:
         waiting = await refusal(connector.create(wished(connector), Delivery()))
         await connector.update(waiting.account_id, wished(connector, active=False), Delivery())
-    assert users(product)[0]["status"] == "suspended"
+        await connector.create(wished(connector, number="+44 7400 999888", active=False), Delivery())
+    product.approve()
+    assert [held["status"] for held in users(product)] == ["suspended", "suspended"]
 
 
 async def test_an_unknown_manager_concerns_the_target_not_the_person(emulator: Any, token: Path) -> None:
@@ -705,3 +715,5 @@ def test_unset_null_and_text_are_told_apart() -> None:
     sent = connector.normalize(a_user(name={"givenName": None}, emails=[]), NoNames())
     assert (sent.first_name, sent.last_name, sent.email) == ("", UNSET, UNSET)
     assert sent.person() == {"firstName": ""}
+    cleared = connector.normalize(a_user(emails=None), NoNames())
+    assert cleared.email == "", "what was mapped and is gone in Entra is cleared at the product (M20)"

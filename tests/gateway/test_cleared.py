@@ -92,6 +92,16 @@ def test_a_cleared_text_is_null_for_the_connector() -> None:
     assert User.from_document({"userName": "a", "title": None}).title is None
 
 
+def test_a_cleared_list_of_addresses_is_told_entry_by_entry() -> None:
+    """Connectors map single types, such as the mail address of type work (M20): cleared is not unmentioned there either."""
+    first = {"userName": "a", "emails": [{"type": "work", "value": "a@example.com"}], "phoneNumbers": [{"value": "1"}]}
+    cleared = User.from_document(sent_after(first, {"userName": "a"}))
+    assert ("work", None) in [(entry.type, entry.value) for entry in cleared.emails]
+    assert ("mobile", None) in [(entry.type, entry.value) for entry in cleared.phone_numbers]
+    assert cleared.email("work") is None
+    assert User.from_document({"userName": "a"}).emails == ()
+
+
 def test_the_attribute_role_counts_as_roles() -> None:
     """The vendor's guide names it once so and once so; `roles` wins (B14)."""
     assert [r.value for r in User.from_document({"userName": "a", "role": ["agent"]}).roles] == ["agent"]
