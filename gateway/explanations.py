@@ -305,6 +305,16 @@ def status_sentence(
     return f"{len(wrong)} of {len(problems)} targets need attention: {'; '.join(phrases)}{tail}."
 
 
+def left_over_sentence(name: str, kept: int, waiting: int) -> str:
+    """What became of a target that was taken out of the configuration."""
+    waits = f", {counted(waiting, 'change')} of them not applied yet" if waiting else ""
+    return (
+        f"{name} is not in the configuration any more. Nothing of it was lost or removed at the product: "
+        f"{counted(kept, 'resource')} {'is' if kept == 1 else 'are'} kept{waits}. Entra finds nothing under its address until "
+        f"[targets.{name}] is there again; then everything goes on where it stopped."
+    )
+
+
 def _waits(count: int) -> str:
     if not count:
         return "nothing waits"

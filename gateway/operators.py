@@ -282,6 +282,9 @@ async def status(services: Given, target: FromQuery[str | None] = None) -> views
     overload = services.overload()
     config_problems = tuple(services.config_problems())
     mail = await services.store.read_slow(services.mail_health)
+    left_over: tuple[views.LeftOverView, ...] = ()
+    if target is None:
+        left_over = await services.store.read_slow(lambda reader: tuple(views.left_over(around, reader)))
     return views.StatusView(
         at=around.now,
         sentence=explain.status_sentence(problems, waits, bus_connected=around.bus_connected, only=target),
@@ -297,6 +300,7 @@ async def status(services: Given, target: FromQuery[str | None] = None) -> views
         overload=overload,
         config_problems=config_problems,
         mail=mail,
+        left_over=left_over,
     )
 
 

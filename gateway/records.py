@@ -48,6 +48,14 @@ class AttemptRecord(Struct, frozen=True, kw_only=True):
     remarks: msgspec.Raw
 
 
+class LastAttempt(Struct, frozen=True):
+    """The newest report of a target. `called_at`: of the newest one that called the product; None when none lately did."""
+
+    at: float
+    result: str
+    called_at: float | None
+
+
 class NoteRecord(Struct, frozen=True):
     """What was noted about a resource: by which worker or person, since when, when last, and how often."""
 

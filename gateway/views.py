@@ -105,7 +105,8 @@ class TargetView(Struct, frozen=True, kw_only=True):
     """One target. `states` counts resources by every state; `problems` is empty when all is well, else worst first.
 
     `reconcile`: the last comparison of its accounts with what was applied; `reconcile_next_at`: when the next one begins.
-    `credential_days_left`: of the product's credential, where its end is known; negative afterwards.
+    `credential_days_left`: of the product's credential, where its end is known; negative afterwards. `last_request_at`: when
+    Entra last called, `last_call_at`: when a delivery last called the product (vendor requirement S19).
     """
 
     name: str
@@ -132,6 +133,7 @@ class TargetView(Struct, frozen=True, kw_only=True):
     tenant_url: str
     credential_days_left: int | None = None
     last_request_at: float | None = None
+    last_call_at: float | None = None
     reconcile: Report | None = None
     reconcile_next_at: float | None = None
 
@@ -147,11 +149,20 @@ class WaitingView(Struct, frozen=True, kw_only=True):
     next_at: float | None
 
 
+class LeftOverView(Struct, frozen=True, kw_only=True):
+    """A target that is not in the configuration any more: what of it is kept, and in how far it waits."""
+
+    name: str
+    kept: int
+    waiting: int
+    sentence: str
+
+
 class StatusView(Struct, frozen=True, kw_only=True):
     """The overview: one sentence, every target, what waits and why, and what is left out for want of time.
 
     `config_problems`: mistakes in the configuration file as it is now, path first; until they are gone an earlier one holds.
-    `mail`: whether operators can be told by mail; None when they are not to be.
+    `mail`: whether operators can be told by mail; None when they are not to be. `left_over`: targets that were taken out of it.
     """
 
     at: float
@@ -163,6 +174,7 @@ class StatusView(Struct, frozen=True, kw_only=True):
     overload: OverloadView | None = None
     config_problems: tuple[str, ...] = ()
     mail: MailHealth | None = None
+    left_over: tuple[LeftOverView, ...] = ()
 
 
 class TargetsView(Struct, frozen=True):
@@ -419,7 +431,9 @@ def target_view(around: Surroundings, reader: Reader, name: str) -> TargetView:
             other_ways=settings.signs_in_without_secret(),
         )
     closed = runtime.circuit is Circuit.CLOSED
-    last = around.last_outcome(name)
+    kept = reader.last_attempt(name)
+    last = around.last_outcome(name) or ((kept.at, kept.result) if kept is not None else None)
+    asked = (around.last_request(name), *(key.last_used_at for key in keys))
     compared = last_report(reader, name)
     return TargetView(
         name=name,
@@ -451,7 +465,8 @@ def target_view(around: Surroundings, reader: Reader, name: str) -> TargetView:
         states=states,
         oldest_waiting_s=None if oldest is None else max(0.0, now - oldest),
         last_outcome=LastOutcome(*last) if last is not None else None,
-        last_request_at=around.last_request(name),
+        last_request_at=max((at for at in asked if at is not None), default=None),
+        last_call_at=kept.called_at if kept is not None else None,
         auth=settings.auth,
         key_days_left=days_left,
         client_days_left=client_days_left,
@@ -462,6 +477,21 @@ def target_view(around: Surroundings, reader: Reader, name: str) -> TargetView:
         reconcile=compared,
         reconcile_next_at=around.next_comparison(name, compared),
     )
+
+
+def left_over(around: Surroundings, reader: Reader) -> list[LeftOverView]:
+    """Targets that were taken out of the configuration and left something here."""
+    found = []
+    for name in reader.target_names():
+        if name in around.targets:
+            continue
+        counts = reader.counts(name)
+        kept = sum(count for state, count in counts.items() if state not in (State.GONE, State.REJECTED))
+        waiting = sum(counts.get(state, 0) for state in (*WAITING, State.DELIVERING, State.HELD))
+        if kept or waiting:
+            said = explain.left_over_sentence(name, kept, waiting)
+            found.append(LeftOverView(name=name, kept=kept, waiting=waiting, sentence=said))
+    return found
 
 
 def _days_left(keys: Sequence[KeyRecord], kind: Kind, now: float) -> int | None:

@@ -34,6 +34,7 @@ from gateway.keys import PEPPER_BYTES, Keys
 from gateway.ledger import Ledger
 from gateway.lifecycle import Row, accept
 from gateway.metrics import Metrics
+from gateway.notes_api import notes_router
 from gateway.operators import Services, create_app
 from gateway.outcomes import Outcomes
 from gateway.store import Store
@@ -183,7 +184,7 @@ class Operated:
             keys=self.keys,
             metrics=self.metrics,
         )
-        self.app = create_app(self.services, configuration_router(self.services))
+        self.app = create_app(self.services, configuration_router(self.services), notes_router(self.services))
         self._reports = itertools.count(1)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -223,11 +224,10 @@ class Operated:
                 result=result,
                 identities=event.identities,
                 reason=reason,
-                steps=(Step(method="POST", path="/Users", status=201, ms=12.0),),
                 started_at=now - 0.1,
                 ended_at=now,
                 worker="worker-1",
-                **more,
+                **{"steps": (Step(method="POST", path="/Users", status=201, ms=12.0),), **more},
             )
         )
         await self.settled()

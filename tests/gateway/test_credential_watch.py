@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.operated import ALPHA, BETA, Operated, operated, worker_of
+from schemas.states import Result, State
+from tests.gateway.operated import ALPHA, BETA, ROLE, Operated, operated, worker_of
 
 DAY_S = 86_400.0
 
@@ -84,6 +85,35 @@ async def test_the_targets_page_says_when_entra_and_the_product_were_last_in_tou
     at = (await here.get(f"/targets/{ALPHA}"))["target"]["last_request_at"]
     assert before <= at <= time.time()
     shown = " ".join((await here.typed("target", "show", ALPHA)).out.split())
-    assert "Last request 0 s ago" in shown or "Last request 1 s ago" in shown, shown
+    assert "Entra called 0 s ago" in shown or "Entra called 1 s ago" in shown, shown
     assert "Last outcome applied, " in shown
-    assert "Last request -" in " ".join((await here.typed("target", "show", BETA)).out.split())
+    assert "Entra called -" in " ".join((await here.typed("target", "show", BETA)).out.split())
+
+
+async def test_a_gateway_that_was_started_anew_still_knows_when_both_called_last(here: Operated) -> None:
+    """S19: the store has it; a delivery that called nobody does not count as a call to the product."""
+    key = await here.post("/keys", {"target": ALPHA}, status=201)
+    await here.store.run(lambda ledger: ledger.touch_key(key["id"], 1_700_000_000.0))
+    await here.applied("ada")
+    called_at = (await here.get(f"/targets/{ALPHA}"))["target"]["last_call_at"]
+    refused = await here.created("bob")
+    await here.comes_to(refused, Result.REJECTED, ROLE, steps=())
+    view = (await here.get(f"/targets/{ALPHA}"))["target"]
+    assert (view["last_request_at"], view["last_call_at"]) == (1_700_000_000.0, called_at)
+    assert (view["last_outcome"]["result"], view["last_outcome"]["at"] > called_at) == ("rejected", True)
+    assert (await here.get(f"/targets/{BETA}"))["target"]["last_call_at"] is None
+
+
+async def test_a_target_that_left_the_configuration_is_accounted_for(here: Operated) -> None:
+    """S15: the status says what is kept, what waits and how it goes on; put back, it goes on."""
+    await here.applied("ada")
+    waiting = await here.created("bob")
+    taken_out = here.configured.pop(ALPHA)
+    (left,) = (await here.get("/status"))["left_over"]
+    assert (left["name"], left["kept"], left["waiting"]) == (ALPHA, 2, 1)
+    shown = " ".join((await here.typed("status")).out.split())
+    assert "alpha is not in the configuration any more. Nothing of it was lost" in shown
+    assert "[targets.alpha]" in shown
+    here.configured[ALPHA] = taken_out
+    assert (await here.get("/status"))["left_over"] == []
+    assert (await here.comes_to(waiting, Result.APPLIED, account_id="b", created=True)).state is State.APPLIED

@@ -1,0 +1,98 @@
+"""Notes: what deliveries found to be so about resources is kept, told to later deliveries, listed, and dealt with by people."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from schemas.events import Note, decode_event
+from schemas.specs import NoteKind, Spec
+from schemas.states import Result
+from tests.gateway.operated import ALPHA, BETA, Operated, operated
+
+KINDS = (NoteKind("not_invited", "provisioned and not invited", done="invited"), NoteKind("invited", "invited"))
+
+
+@pytest.fixture
+async def here(tmp_path: Path) -> AsyncIterator[Operated]:
+    """An operators' listener whose target notes who is invited."""
+    async with operated(tmp_path) as there:
+        spec = msgspec.json.encode(Spec(name="x", title="X", notes=KINDS))
+        await there.store.run(lambda ledger: ledger.save_spec(ALPHA, spec, settings_digest="d", seen_at=time.time()))
+        yield there
+
+
+async def noted(here: Operated, name: str, *notes: Note, result: Result = Result.APPLIED) -> str:
+    """A user whose delivery noted something."""
+    resource = await here.created(name)
+    await here.comes_to(resource, result, account_id=f"p-{name}", created=True, notes=notes)
+    return resource
+
+
+async def test_who_is_not_invited_is_listed_until_an_operator_says_it_is_done(here: Operated, tmp_path: Path) -> None:
+    """L5, vendor page 4.3: table, CSV and JSON; masked unless asked for; done is recorded, and the next delivery is told."""
+    ada = await noted(here, "ada", Note("not_invited", "Not invited: by hand."))
+    bob = await noted(here, "bob", Note("not_invited", "Not invited: by hand."))
+    await noted(here, "cyd", Note("invited"))
+    gone = await noted(here, "dan", Note("not_invited"))
+    await here.intake.delete(ALPHA, "user", gone)
+
+    shown = await here.typed("notes", "list", ALPHA)
+    assert shown.code == 0, shown.err
+    assert "provisioned and not invited" in shown.out
+    assert f"provgate notes done {ALPHA} not_invited" in " ".join(shown.out.split())
+    assert "ada@contoso.example" not in shown.out
+    file = tmp_path / "uninvited.csv"
+    more = ("--code", "not_invited", "--show-values", "--csv", str(file), "--json")
+    listed = msgspec.json.decode((await here.typed("notes", "list", ALPHA, *more)).out)
+    assert listed["counts"] == {"not_invited": 2}
+    assert [line["label"] for line in listed["findings"]] == ["ada@contoso.example", "bob@contoso.example"]
+    assert [row["account"] for row in csv.DictReader(file.read_text().splitlines())] == ["p-ada", "p-bob"]
+    assert len(await here.audited("values.shown")) == 2
+
+    done = await here.typed("notes", "done", ALPHA, "not_invited", ada, "nobody", "--reason", "sent by hand")
+    assert done.code == 1
+    assert "There is no such resource" in done.out + done.err
+    assert (await here.typed("notes", "done", ALPHA, "not_invited", "--all")).code == 0
+    assert (await here.get(f"/targets/{ALPHA}/notes"))["counts"] == {"invited": 3}
+    assert [record.subject for record in await here.audited("note.done")] == [ada, bob]
+    row = await here.row(ada)
+    await here.intake.change(ALPHA, "user", row, lambda base: {**base, "displayName": "Ada L."})
+    await here.settled()
+    assert decode_event(here.bus.sent[ada].body).notes == ("invited",)
+    wrong = [
+        ("notes", "done", ALPHA, "invited", ada),
+        ("notes", "list", ALPHA, "--code", "x"),
+        ("notes", "list", "nowhere"),
+    ]
+    for arguments in wrong:
+        assert (await here.typed(*arguments)).code == 2, arguments
+    assert "note nothing" in (await here.typed("notes", "list", BETA)).out
+
+
+async def test_a_note_is_kept_whatever_the_delivery_came_to_and_goes_when_it_is_not_so_any_more(here: Operated) -> None:
+    """Recorded before the call is repeated: also the report of a failed delivery counts, once, and is counted."""
+    resource = await here.created("ada")
+    for _ in range(2):
+        await here.comes_to(resource, Result.RATE_LIMITED, retry_after_s=0.0, notes=(Note("owed", subject="s"),))
+        await here.store.run(lambda ledger: ledger.hasten(ALPHA, time.time() + 60.0))
+        row = await here.row(resource)
+        row.next_at = 0.0
+        await here.store.run(lambda ledger, row=row: ledger.save(row))  # type: ignore[misc]
+        target = await here.store.run(lambda ledger: ledger.target(ALPHA))
+        target.rest_until = target.closed_at = 0.0
+        await here.store.run(lambda ledger, target=target: ledger.save_target(target))  # type: ignore[misc]
+        here.dispatcher.kick(ALPHA)
+        await here.settled()
+    ((_, _, note),) = await here.store.read_slow(lambda reader: reader.notes(ALPHA, "owed", 0, 10))
+    assert (note.times, note.subject, note.noted_by) == (2, "s", "worker-1")
+    assert decode_event(here.bus.sent[resource].body).notes == ("owed",)
+    await here.comes_to(
+        resource, Result.APPLIED, account_id="p", created=True, notes=(Note("invited"), Note("owed", holds=False))
+    )
+    assert await here.store.read(lambda reader: reader.notes_of(resource)) == ["invited"]
