@@ -33,12 +33,14 @@ from gateway.intake import Intake, Waiters
 from gateway.keys import PEPPER_BYTES, Keys
 from gateway.ledger import Ledger
 from gateway.lifecycle import Row, accept
+from gateway.mail_api import mail_router
 from gateway.metrics import Metrics
 from gateway.notes_api import notes_router
+from gateway.notify import Notifier
 from gateway.operators import Services, create_app
 from gateway.outcomes import Outcomes
 from gateway.store import Store
-from schemas.config import BrakeSettings, TargetSettings
+from schemas.config import BrakeSettings, MailSettings, TargetSettings
 from schemas.events import Outcome, Reason, Step, decode_event, identity
 from schemas.states import Change, Result, State
 
@@ -183,9 +185,32 @@ class Operated:
             new_id=lambda: f"event-{next(count):06d}",
             keys=self.keys,
             metrics=self.metrics,
+            mail_health=lambda reader: self.notifier.health(reader),
         )
-        self.app = create_app(self.services, configuration_router(self.services), notes_router(self.services))
+        self.mail: MailSettings | None = None
+        self.ahead_s = 0.0
+        self.notifier = self.another_notifier(store)
+        self.app = create_app(
+            self.services,
+            configuration_router(self.services),
+            notes_router(self.services),
+            mail_router(self.services, self.notifier),
+        )
         self._reports = itertools.count(1)
+
+    def another_notifier(self, store: Store) -> Notifier:
+        """Who tells operators by mail as `mail` says; its clock is `ahead_s` ahead."""
+        return Notifier(
+            store,
+            lambda: self.mail,
+            lambda: self.configured,
+            lambda: self.workers,
+            self.bus.connected,
+            base=self.folder,
+            place=self.services.public_url,
+            now=lambda: time.time() + self.ahead_s,
+            counted=self.metrics.count_mail,
+        )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
