@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -139,6 +140,10 @@ class ScimClient:
         prefix: path of the product's SCIM root below the client's base URL.
         media_type: of request bodies.
         page_size: how many resources are asked for at once.
+        first_index: how the product counts the first resource of a list; 1 in RFC 7644, 0 at some.
+        trusts_total: `totalResults` is the number of all; at some products it is that of the page.
+        nobody_status: 404 for products that answer a look-up of nobody with it.
+        names: how attributes and schemas are spelled here; answers that spell them in other letter case are read all the same.
     """
 
     def __init__(
@@ -149,12 +154,20 @@ class ScimClient:
         prefix: str = "",
         media_type: str = MEDIA_TYPE,
         page_size: int = LIST_PAGE,
+        first_index: int = 1,
+        trusts_total: bool = True,
+        nobody_status: int = 200,
+        names: Iterable[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._http = http
         self._product = product
         self._prefix = prefix
         self._page_size = page_size
+        self._first_index = first_index
+        self._trusts_total = trusts_total
+        self._nobody = (404,) if nobody_status == 404 else ()
+        self._names = {name.casefold(): name for name in names}
         self._headers = {"Content-Type": media_type, "Accept": f"{MEDIA_TYPE}, application/json"}
         self._clock = clock
         self._features: dict[str, Any] = {}
@@ -187,14 +200,24 @@ class ScimClient:
     ) -> tuple[list[dict[str, Any]], int]:
         """One page of a list and the total; `start` counts from 1 (RFC 7644 section 3.4.2.4).
 
+        Where the product names no total, it is one more than was seen until a page is empty.
+
         Args:
             members: False leaves them out of groups, at a product that knows how (section 3.9).
         """
-        paging = {} if query is not None else {"startIndex": str(start), "count": str(self._page_size)}
+        paging = (
+            {}
+            if query is not None
+            else {"startIndex": str(start - 1 + self._first_index), "count": str(self._page_size)}
+        )
         paging |= {} if members else {"excludedAttributes": "members"}
         entries, body = await self._listed(ctx, kind, {**paging, **(query or {})})
-        total = body.get("totalResults", len(entries))
-        return entries, total if isinstance(total, int) else len(entries)
+        total = _number(body.get("totalResults")) if self._trusts_total else None
+        if total is not None:
+            return entries, total
+        if query is not None:
+            return entries, len(entries)
+        return entries, start + len(entries) if entries else start - 1  # nobody says, so only an empty page is the end
 
     async def cursor_page(
         self, ctx: Delivery | None, *, kind: str = "Users", cursor: str = "", members: bool = True
@@ -209,10 +232,15 @@ class ScimClient:
         self, ctx: Delivery | None, kind: str, query: Mapping[str, str]
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         path = self.path(f"/{kind}")
-        answer = await self._http.request("GET", path, ctx=ctx, query=query, headers=self._reading)
+        nobody = self._nobody if "filter" in query else ()
+        answer = await self._http.request("GET", path, ctx=ctx, query=query, headers=self._reading, expect=nobody)
+        if answer.status in nobody:
+            return [], {"totalResults": 0}
         body = self._object(answer, "GET", path)
         entries = body.get("Resources")
-        if entries is None and body.get("totalResults") == 0:  # may be left out then, and only then (RFC 7644 section 3.4.2)
+        if (
+            entries is None and body.get("totalResults") == 0
+        ):  # may be left out then, and only then (RFC 7644 section 3.4.2)
             entries = []
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise Unavailable(f"{self._product} answered GET {path} with a list of something else", code="malformed")
@@ -336,11 +364,13 @@ class ScimClient:
         return isinstance(patch, dict) and patch.get("supported") is True
 
     def resource_of(self, answer: VendorResponse, method: str, template: str) -> dict[str, Any]:
-        """The resource in an answer to a write.
+        """The resource in an answer to a write; of an empty one the header Location says the id (RFC 7644 section 3.3).
 
         Raises:
             Unavailable: ambiguous, when the answer is no resource.
         """
+        if answer.body is None and answer.headers.get("location"):
+            return {"meta": {"location": answer.headers["location"]}}
         return self._object(answer, method, self.path(template))
 
     @property
@@ -354,7 +384,32 @@ class ScimClient:
                 code="malformed",
                 ambiguous=method != "GET",
             )
-        return answer.body
+        spelled: dict[str, Any] = self.spelled(answer.body)
+        return spelled
+
+    def spelled(self, value: Any) -> Any:
+        """What was read, with names in our spelling: their letter case does not count (RFC 7643 section 2.1)."""
+        if not self._names:
+            return value
+        if isinstance(value, dict):
+            return {self._names.get(name.casefold(), name): self.spelled(inner) for name, inner in value.items()}
+        return [self.spelled(inner) for inner in value] if isinstance(value, list) else value
+
+
+def shown_id(held: Mapping[str, Any]) -> Any:
+    """A resource's id; where it is left out, the end of its address (meta.location)."""
+    if held.get("id") not in (None, ""):
+        return held["id"]
+    meta = held.get("meta")
+    location = meta.get("location") if isinstance(meta, dict) else None
+    return unquote(urlsplit(location).path.rstrip("/").rpartition("/")[2]) if isinstance(location, str) else None
+
+
+def _number(value: Any) -> int | None:
+    """A number, also as text."""
+    if isinstance(value, str) and value.isdecimal() and len(value) < 16:
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def as_text(value: str | UnsetType | None) -> str | None:

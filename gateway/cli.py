@@ -835,7 +835,7 @@ def mail_list(
     access: Access = HERE,
 ) -> int:
     """The newest mails: what waits in the outbox, what was sent in the last 30 days, what was given up and why."""
-    answer = Api(access).get("/mail/list", state=state, limit=limit)
+    answer = Api(access).get("/mail/list", in_state=state, limit=limit)
     _show(access, answer, lambda terminal: terminal.mails(answer))
     return FINE
 

@@ -1,16 +1,20 @@
-"""`provgate connector list | new | test`, and the same as functions."""
+"""`provgate connector list | new | test | emulate`, and the same as functions."""
 
 from __future__ import annotations
 
 import asyncio
+import difflib
 import importlib
 import importlib.util
 import json
 import keyword
 import re
+import signal
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -23,8 +27,9 @@ from rich.table import Table
 from rich.text import Text
 
 from connectors import registry
-from connectors.testing import shipped
-from connectors.testing.conformance import PROMISES, Conformance, Verdict, try_all
+from connectors.testing import example, shipped
+from connectors.testing.conformance import PROMISES, Conformance, Verdict, told, try_all
+from connectors.testing.harness import Emulator, serve
 from schemas.errors import ConfigurationError
 
 FINE, NOT_FINE = 0, 1
@@ -89,25 +94,32 @@ def _trial(found: Any, what: str) -> type[Conformance]:
     return found
 
 
-def try_connector(name: str, *, as_json: bool = False) -> int:
+def try_connector(name: str, promises: Sequence[str] = (), *, as_json: bool = False) -> int:
     """Try every promise and print one table; NOT_FINE when one is broken.
 
+    Args:
+        promises: only these.
+
     Raises:
-        ConfigurationError: see `trials_of`; or the trial's settings are wrong.
+        ConfigurationError: see `trials_of`; there is no such promise; or the trial's settings are wrong.
     """
+    unknown = [one for one in promises if one not in PROMISES]
+    if unknown:
+        raise ConfigurationError("promises", [_no_such_promise(one) for one in unknown])
+    wanted = [one for one in PROMISES if one in promises] if promises else list(PROMISES)
     trials = trials_of(name)
     console = _console(stderr=True)
     results: list[tuple[str, list[Verdict], float]] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
-        task = progress.add_task("", total=len(PROMISES) * len(trials))
+        task = progress.add_task("", total=len(wanted) * len(trials))
 
         def seen(verdict: Verdict) -> None:
             progress.update(task, advance=1, description=verdict.promise)
 
         for trial in trials:
             started = time.monotonic()
-            verdicts = asyncio.run(try_all(trial(), seen))
+            verdicts = asyncio.run(try_all(trial(), seen, names=wanted))
             results.append((trial.__name__, verdicts, round(time.monotonic() - started, 2)))
     broken = sum(verdict.verdict == "broken" for _, verdicts, _ in results for verdict in verdicts)
     if as_json:
@@ -119,22 +131,97 @@ def try_connector(name: str, *, as_json: bool = False) -> int:
     else:
         for title, verdicts, took_s in results:
             _print_verdicts(name if len(results) == 1 else f"{name} ({title})", verdicts, took_s)
+        if broken:
+            first = next(one for _, verdicts, _ in results for one in verdicts if one.verdict == "broken")
+            _console().print(Text(f"Try one again: provgate connector test {name} {first.promise}"))
     return NOT_FINE if broken else FINE
+
+
+def _no_such_promise(name: str) -> str:
+    near = difflib.get_close_matches(name, PROMISES, n=1, cutoff=0.4)
+    return f"{name}: not a promise; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(PROMISES)}")
 
 
 def _print_verdicts(title: str, verdicts: list[Verdict], took_s: float) -> None:
     table = _table("Promise", "Verdict", "Figure")
     for verdict in verdicts:
         shown = verdict.figure or verdict.detail
-        if verdict.verdict == "broken":
-            shown = f"{verdict.says}.\nSeen: {verdict.detail}"
         table.add_row(Text(verdict.promise), Text(verdict.verdict, style=_STYLES[verdict.verdict]), Text(shown))
     counts = {said: sum(one.verdict == said for one in verdicts) for said in _STYLES}
     out = _console()
     out.print(Text(f"\n{title}", style="bold"))
     out.print(table)
+    for verdict in verdicts:
+        if verdict.verdict == "broken":
+            out.print(Text(f"{told(verdict)}\n"))
     counted = ", ".join(f"{count} {said}" for said, count in counts.items() if count or said == "broken")
     out.print(Text(f"{counted}; {took_s:.1f} s.", style="bold red" if counts["broken"] else "bold green"))
+
+
+# Running the emulated product by hand ---------------------------------------------------------------------------------
+
+
+def emulate(name: str, *, port: int = 0, until: Callable[[], Awaitable[None]] | None = None) -> int:
+    """Serve a connector's emulated product on this machine until it is interrupted, and print a target that uses it.
+
+    Args:
+        port: 0 takes a free one.
+        until: ends it; without it SIGINT or SIGTERM does.
+
+    Raises:
+        ConfigurationError: see `trials_of`; or the connector calls nobody.
+    """
+    trial = trials_of(name)[0]()
+    emulator = trial.emulator()
+    if emulator is None:
+        raise ConfigurationError(name, ["calls nobody, so there is no product to emulate"])
+    emulator.set(rate_per_s=type(emulator).rate_per_s)
+    asyncio.run(_emulate(name, trial, emulator, port, until or _interrupted))
+    return FINE
+
+
+async def _emulate(
+    name: str, trial: Conformance, emulator: Emulator, port: int, until: Callable[[], Awaitable[None]]
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="provgate-emulated-") as folder:
+        secret = Path(folder) / "credential"
+        secret.touch(mode=0o600)
+        secret.write_text(trial.credential, encoding="utf-8")
+        try:
+            serving = await serve(emulator, port=port)
+        except (OSError, OverflowError) as exc:
+            raise ConfigurationError(name, [f"port {port} cannot be used: {exc}"]) from exc
+        try:
+            settings = "".join(
+                f"{key} = {_toml(value)}\n" for key, value in trial.settings(serving.url, str(secret)).items()
+            )
+            print(f'[targets.{name}]\nconnector = "{name}"\n\n[targets.{name}.settings]\n{settings}', flush=True)
+            _console(stderr=True).print(
+                Text(
+                    f"{emulator.name} answers on {serving.url} until Ctrl-C. What it holds: {serving.url}/__emu/state, "
+                    f"what it was asked: {serving.url}/__emu/requests"
+                )
+            )
+            await until()
+        finally:
+            await serving.close()
+
+
+async def _interrupted() -> None:
+    ended = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    await ended.wait()
+
+
+def _toml(value: Any) -> str:
+    """A setting in one line of TOML."""
+    if isinstance(value, Mapping):
+        inside = ", ".join(f"{json.dumps(key)} = {_toml(held)}" for key, held in value.items() if held is not None)
+        return f"{{ {inside} }}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def listed(*, as_json: bool = False) -> int:
@@ -184,20 +271,15 @@ def new(name: str, *, folder: Path | None = None, as_json: bool = False) -> int:
     Raises:
         ConfigurationError: the name cannot be used, a file exists already, or this is no checkout.
     """
-    if not NAME.fullmatch(name) or keyword.iskeyword(name):
-        raise ConfigurationError(name, ["a connector's name has small letters, digits and _, and begins with a letter"])
+    if problem := name_problem(name):
+        raise ConfigurationError(name or "(no name)", [problem])
     if name in registry.names():
         raise ConfigurationError(name, ["there is a connector of this name already; see: provgate connector list"])
     if folder is None and not (ROOT / "tests" / "connectors").is_dir():
         raise ConfigurationError(name, ["this is no checkout; begin a package of its own with --folder"])
     files = files_in_checkout(name) if folder is None else files_of_package(name)
     base = ROOT if folder is None else folder.resolve()
-    there = [path for path in files if (base / path).exists()]
-    if there:
-        raise ConfigurationError(name, [f"{path} exists already and is not overwritten" for path in there])
-    for path, text in files.items():
-        (base / path).parent.mkdir(parents=True, exist_ok=True)
-        (base / path).write_text(text, encoding="utf-8")
+    _write(name, base, files)
     if folder is None:
         todo = [
             f'Add to SHIPPED in connectors/registry.py:     "{name}": "connectors.{name}:{class_name(name)}",',
@@ -215,9 +297,45 @@ def new(name: str, *, folder: Path | None = None, as_json: bool = False) -> int:
     return FINE
 
 
+def _write(name: str, base: Path, files: Mapping[str, str]) -> None:
+    """All of the files or none: what exists is never overwritten, and what cannot be finished is taken away again."""
+    there = [path for path in files if (base / path).exists() or (base / path).is_symlink()]
+    there += [path.removesuffix(".py") for path in files if path.endswith(".py") and (base / path[:-3]).is_dir()]
+    if there:
+        raise ConfigurationError(name, [f"{path} exists already and is not overwritten" for path in there])
+    written: list[Path] = []
+    try:
+        for path, text in files.items():
+            (base / path).parent.mkdir(parents=True, exist_ok=True)
+            with (base / path).open("x", encoding="utf-8") as file:
+                written.append(base / path)
+                file.write(text)
+    except OSError as exc:
+        for file_written in written:
+            file_written.unlink(missing_ok=True)
+        raise ConfigurationError(name, [f"{exc.filename or base}: {exc.strerror}; nothing was written"]) from exc
+
+
+def name_problem(name: str) -> str:
+    """Why a connector cannot have this name, with one it could have; "" when it can."""
+    if NAME.fullmatch(name) and not keyword.iskeyword(name):
+        return ""
+    says = "a connector's name has 2 to 40 small letters, digits and _, and begins with a letter"
+    if keyword.iskeyword(name):
+        says = "this is a word of Python"
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    proposal = re.sub(r"[^a-z0-9]+", "_", plain).strip("_")[:40]
+    if proposal[:1].isdigit():
+        proposal = f"the_{proposal}"[:40]
+    if keyword.iskeyword(proposal):
+        proposal = f"{proposal}_product"
+    return f"{says}; {proposal} would do" if NAME.fullmatch(proposal) else says
+
+
 def class_name(name: str) -> str:
-    """`toy_shop` as a class: `ToyShop`."""
-    return "".join(word.capitalize() for word in name.split("_"))
+    """`toy_shop` as a class: `ToyShop`; a name that the module uses for something else becomes `UserConnector`."""
+    said = "".join(word.capitalize() for word in name.split("_"))
+    return f"{said}Connector" if said in vars(example) else said
 
 
 def files_in_checkout(name: str) -> Mapping[str, str]:

@@ -14,6 +14,7 @@ import pytest
 
 from connectors.bobs_business import BobsBusiness
 from connectors.contract import Delivery, Directory, Found, Identity
+from connectors.rehearsal import RehearsalHttp
 from connectors.testing import shipped
 from connectors.testing.conformance import PROMISES, try_promise
 from connectors.testing.example import Account, Lantern
@@ -264,6 +265,141 @@ class RaisesWhatNobodyKnows(Lantern):
             raise KeyError("id") from exc
 
 
+class HidesWhatItCan(Lantern):
+    """Lists accounts, and says so nowhere: nobody ever asks."""
+
+    spec = msgspec.structs.replace(Lantern.spec, capabilities=("directory",))
+
+
+class DeclaresTooFast(Lantern):
+    """Would be refused by the product as soon as there is work."""
+
+    spec = msgspec.structs.replace(Lantern.spec, rate_limit=None)
+
+
+class TripsOverABlankName(Lantern):
+    """Everybody has a first name."""
+
+    def normalize(self, user: User, directory: Directory) -> Account:
+        account = super().normalize(user, directory)
+        return msgspec.structs.replace(account, name=user.display_name.split()[0]) if user.display_name else account
+
+
+class NormalizesDifferentlyEachTime(Lantern):
+    """Looks at more than the wish."""
+
+    calls = 0
+
+    def normalize(self, user: User, directory: Directory) -> Account:
+        self.calls += 1
+        return msgspec.structs.replace(super().normalize(user, directory), name=f"{user.display_name} {self.calls}")
+
+
+class LeavesRefusingToTheProduct(Lantern):
+    """Sends whatever comes."""
+
+    def normalize(self, user: User, directory: Directory) -> Account:
+        return Account(email=user.user_name, active=user.is_active)
+
+
+class BlanksWhatIsNotSent(Lantern):
+    """What nobody speaks of is empty."""
+
+    async def update(self, account_id: str, account: Account, ctx: Delivery) -> None:
+        await super().update(account_id, msgspec.structs.replace(account, name=account.name or ""), ctx)
+
+
+class IgnoresSilently(Lantern):
+    """Why trouble anybody with what does not fit?"""
+
+    def ignored(self, user: User) -> tuple[str, ...]:
+        return ()
+
+
+class FindsOnlyWhoIsWished(Lantern):
+    """Looks for the account, never for an identity."""
+
+    async def find(self, account: Account | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
+        return await super().find(account, identities, ctx) if account is not None else []
+
+
+class WritesWhileLooking(Lantern):
+    """Notes at the product that somebody looked."""
+
+    async def find(self, account: Account | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
+        found = await super().find(account, identities, ctx)
+        for one in found:
+            await self.http.request("PATCH", "/v1/people/{id}", ctx=ctx, parts={"id": one.account_id}, json={})
+        return found
+
+
+class CallsAWriteReading(Lantern):
+    """A rehearsal of it is none."""
+
+    reading_calls = frozenset({("POST", "/v1/people")})
+
+
+class RehearsesSomethingElse(Lantern):
+    """Shows something other than it does when it is serious."""
+
+    async def update(self, account_id: str, account: Account, ctx: Delivery) -> None:
+        if isinstance(self.http, RehearsalHttp):
+            await self.delete(account_id, ctx)
+        await super().update(account_id, account, ctx)
+
+
+class ForgetsTheDelivery(Lantern):
+    """Calls without deadline, trace and record."""
+
+    async def update(self, account_id: str, account: Account, ctx: Delivery) -> None:
+        await self.http.request("PATCH", "/v1/people/{id}", parts={"id": account_id}, json=account.fields())
+
+
+class PutsTheIdIntoThePath(Lantern):
+    """Trusts that an id is harmless."""
+
+    async def update(self, account_id: str, account: Account, ctx: Delivery) -> None:
+        await self.http.request("PATCH", f"/v1/people/{account_id}", ctx=ctx, json=account.fields())
+
+
+class RemembersThePerson(Lantern):
+    """Keeps on itself what belongs to one delivery."""
+
+    async def create(self, account: Account, ctx: Delivery) -> str:
+        self.account = account
+        await self.load_directory()
+        return await super().create(self.account, ctx)
+
+
+class WritesOnWhoHasTheLogin(Lantern):
+    """The login says who it is."""
+
+    async def update(self, account_id: str, account: Account, ctx: Delivery) -> None:
+        for holder in await self.find(account, (), ctx):
+            account_id = holder.account_id
+        await super().update(account_id, account, ctx)
+
+
+class EndsABrokenList(Lantern):
+    """No more pages is no more pages."""
+
+    async def list_accounts(self, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
+        try:
+            return await super().list_accounts(cursor)
+        except Unavailable:
+            return [], None
+
+
+class AlwaysDeletes(Lantern):
+    """Knows better than the settings."""
+
+    async def delete(self, account_id: str, ctx: Delivery) -> None:
+        try:
+            await self.http.request("DELETE", "/v1/people/{id}", ctx=ctx, parts={"id": account_id}, idempotent=True)
+        except Gone:
+            return
+
+
 PLANTED: list[tuple[type[Lantern], str, bool]] = [
     (CreatesWithoutLooking, "existing_account", True),
     (CreatesWithoutLooking, "existing_account", False),
@@ -298,6 +434,23 @@ PLANTED: list[tuple[type[Lantern], str, bool]] = [
     (MakesAnotherOnRedelivery, "redelivery", True),
     (RaisesWhatNobodyKnows, "server_errors", True),
     (RaisesWhatNobodyKnows, "reset_before", True),
+    (HidesWhatItCan, "declaration", True),
+    (DeclaresTooFast, "declaration", True),
+    (TripsOverABlankName, "odd_values", True),
+    (NormalizesDifferentlyEachTime, "odd_values", True),
+    (LeavesRefusingToTheProduct, "required_attributes", True),
+    (BlanksWhatIsNotSent, "not_sent_is_kept", True),
+    (IgnoresSilently, "ignored_attribute", True),
+    (FindsOnlyWhoIsWished, "looks_only", True),
+    (WritesWhileLooking, "looks_only", True),
+    (CallsAWriteReading, "rehearsal", True),
+    (RehearsesSomethingElse, "rehearsal", True),
+    (ForgetsTheDelivery, "steps", True),
+    (PutsTheIdIntoThePath, "steps", True),
+    (RemembersThePerson, "side_by_side", True),
+    (WritesOnWhoHasTheLogin, "taken_login", True),
+    (EndsABrokenList, "broken_list", True),
+    (AlwaysDeletes, "other_deletion", True),
 ]
 """The connector, the promise it breaks, and whether the product refuses a second account of one address."""
 
@@ -326,6 +479,7 @@ def test_a_planted_bug_is_caught_by_the_promise_it_breaks(planted: type[Lantern]
 
     assert broken.verdict == "broken"
     assert broken.detail
+    assert broken.remedy
     assert kept.verdict == "kept", kept.detail
 
 

@@ -9,10 +9,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from connectors import registry
 from connectors.docs import README
 from connectors.testing import command
 from connectors.testing.conformance import PROMISES, WITHOUT_GROUPS
@@ -127,12 +129,25 @@ def test_a_newcomer_comes_from_nothing_to_a_green_suite_by_editing_one_existing_
     text = module.read_text(encoding="utf-8")
     assert text.count("for email, name in asked.items():") == 1
     module.write_text(text.replace("for email, name in asked.items():", "for email, name in ():"), encoding="utf-8")
-    broken = run("provgate connector test toy --json", checkout)
+    broken = run("provgate connector test toy existing_account --json", checkout)
     (trial,) = json.loads(broken.stdout)["trials"]
     verdicts = {verdict["promise"]: verdict["verdict"] for verdict in trial["verdicts"]}
     assert broken.returncode == 1
-    assert list(verdicts) == list(PROMISES)
-    assert verdicts["existing_account"] == "broken"
+    assert verdicts == {"existing_account": "broken"}
+
+    text = module.read_text(encoding="utf-8")
+    module.write_text(
+        text.replace("return _id(_object(answer, write=True))", 'return answer.body["number"]'), encoding="utf-8"
+    )
+    told = run("provgate connector test toy idempotent_create", checkout)
+    assert told.returncode == 1
+    for part in (
+        "Seen: create raised KeyError: 'number' (toy.py line ",
+        "To do: let `find` return the account",
+        "POST /v1/people -> 201",
+        "provgate connector test toy idempotent_create",
+    ):
+        assert part in told.stdout
 
 
 def test_a_package_of_its_own_edits_nothing_that_exists(tmp_path: Path) -> None:
@@ -162,8 +177,14 @@ def test_a_package_of_its_own_edits_nothing_that_exists(tmp_path: Path) -> None:
     [
         ("Toy", "small letters"),
         ("7toys", "small letters"),
-        ("class", "small letters"),
-        ("../toy", "small letters"),
+        ("class", "word of Python; class_product would do"),
+        ("../toy", "small letters.*; toy would do"),
+        ("my-product", "my_product would do"),
+        ("2fast", "the_2fast would do"),
+        ("Zoë's Shop", "zoe_s_shop would do"),
+        ("李", "small letters"),
+        ("", "small letters"),
+        ("a" * 60, "2 to 40 small letters"),
         ("talkdesk", "already"),
     ],
 )
@@ -184,6 +205,47 @@ def test_a_file_that_exists_is_never_overwritten(tmp_path: Path) -> None:
 
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
     assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_a_sentence_and_left_as_it_was(tmp_path: Path) -> None:
+    """A file where a folder is needed: no traceback, and nothing half written."""
+    (tmp_path / "tests").write_text("a file, not a folder")
+
+    with pytest.raises(ConfigurationError, match="nothing was written"):
+        command.new("toy", folder=tmp_path)
+
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["tests"]
+
+
+def test_a_connector_called_like_something_in_its_module_gets_a_class_of_another_name(tmp_path: Path) -> None:
+    """`user` is a fine name for a product, and `User` is taken."""
+    assert command.new("user", folder=tmp_path) == 0
+    text = (tmp_path / "provgate_user" / "connector.py").read_text(encoding="utf-8")
+
+    assert "class UserConnector(Connector[Settings, Account]):" in text
+    assert 'name="user"' in text
+
+
+def test_the_emulated_product_runs_by_hand_and_its_target_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is printed is a target of a configuration file, and its connector finds the product well set up."""
+    said: list[str] = []
+
+    async def checked() -> None:
+        said.append(capsys.readouterr().out)
+        (target,) = tomllib.loads(said[0])["targets"].values()
+        problems: list[str] = []
+        settings = registry.decode_settings("talkdesk", target["settings"], "settings", problems)
+        assert not problems
+        connector, http = registry.build("talkdesk", settings)
+        said.extend(finding.level for finding in await connector.check())
+        assert http is not None
+        await http.close()
+
+    assert command.emulate("talkdesk", until=checked) == 0
+    assert "error" not in said
+    assert len(said) > 1
+    with pytest.raises(ConfigurationError, match="calls nobody"):
+        command.emulate("observe")
 
 
 def test_the_page_names_every_promise_in_its_own_words() -> None:
