@@ -116,8 +116,9 @@ def mail_router(services: Services, notifier: Notifier) -> Router:
         )
 
     @get("/mail/list")
-    async def list_mails(state: FromQuery[str | None] = None, limit: FromQuery[int] = LIST_DEFAULT) -> MailsView:
+    async def list_mails(in_state: FromQuery[str | None] = None, limit: FromQuery[int] = LIST_DEFAULT) -> MailsView:
         """The newest mails, of one state or of all."""
+        state = in_state
         if state is not None and state not in STATES:
             raise OperatorError(400, f"state must be one of {', '.join(STATES)}.")
         if not 1 <= limit <= LISTED_MAX:
