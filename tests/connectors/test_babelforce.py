@@ -497,21 +497,6 @@ async def test_success_false_is_tried_again_and_then_refused(emulator: Any, toke
     assert "not today" in str(error)
 
 
-@pytest.mark.parametrize("times", [1, 3])
-async def test_success_false_on_create_looks_before_it_tries_again(emulator: Any, token: Path, times: int) -> None:
-    """2.5 with A3."""
-    product, url = emulator
-    product.fault("status", method="POST", path="/api/v2/users$", status=200, body={"success": False}, times=times)
-    async with connected(url, token) as connector:
-        if times == 1:
-            await connector.create(wish("agent"), Delivery())
-        else:
-            assert (await refusal(connector.create(wish("agent"), Delivery()))).code == "not_done"
-    methods = [call["method"] for call in product.recorded()]
-    assert methods[:2] == ["POST", "GET"]
-    assert len(users(product)) == (1 if times == 1 else 0)
-
-
 async def test_a_success_without_effect_is_found_out_by_the_confirming_read(emulator: Any, token: Path) -> None:
     """2.3: one `success` is given for a whole list; a read after the write confirms."""
     product, url = emulator
@@ -559,25 +544,6 @@ async def test_a_rename_over_rest_is_refused_with_the_remedy(emulator: Any, toke
     assert (type(error), error.code, error.attribute) == (Rejected, "cannot_rename", "userName")
     assert 'target = "scim"' in str(error)
     assert writes(product) == []
-
-
-@pytest.mark.parametrize("repeated", [False, True])
-async def test_a_rename_can_recreate_the_user_and_is_safe_to_repeat(emulator: Any, token: Path, repeated: bool) -> None:
-    """2.3: new user with the same roles, old one disabled; Gone makes the worker look for the new one."""
-    product, url = emulator
-    product.seed({"users": [{"email": "old@example.com", "roles": ["agent", "user"]}]})
-    old = users(product)[0]["id"]
-    async with connected(url, token, rename="recreate") as connector:
-        for _ in range(2 if repeated else 1):
-            ctx = Delivery()
-            assert isinstance(await refusal(connector.update(old, wish(), ctx)), Gone)
-            assert any("new login" in warning for warning in ctx.warnings)
-        (found,) = await connector.find(wish(), (), Delivery())
-    held = {user["email"]: user for user in users(product)}
-    assert held["old@example.com"]["enabled"] is False
-    assert held["jane.doe@example.com"]["roles"] == ["agent"]
-    assert found.account_id == held["jane.doe@example.com"]["id"]
-    assert len(held) == 2
 
 
 async def test_scim_renames_and_holds_the_display_name(emulator: Any, token: Path) -> None:

@@ -349,19 +349,6 @@ async def test_an_account_with_another_external_id_must_not_be_adopted(emulator:
     assert (type(error), error.attribute) == (Conflict, "userName")
 
 
-@pytest.mark.parametrize("external_id", ["", "8f1c0000-0000-0000-0000-000000000001"])
-async def test_a_create_that_meets_its_own_account_looks_it_up_next(
-    emulator: Any, token: Path, external_id: str
-) -> None:
-    """1.4 and R4: 409 for an account that may be ours is linked by the gateway, not written on."""
-    product, url = emulator
-    seeded = {"userName": "rita.sousa@example.com", **({"externalId": external_id} if external_id else {})}
-    product.seed({"users": [seeded]})
-    async with connected(url, token) as connector:
-        error = await refusal(connector.create(wish(connector), Delivery()))
-    assert (type(error), error.code, error.ambiguous) == (Unavailable, "already_there", True)
-
-
 async def test_a_lost_create_answer_makes_no_second_user_although_the_list_lags(emulator: Any, token: Path) -> None:
     """1.5: drop_response on POST with stale_read on the list filter."""
     product, url = emulator
@@ -374,20 +361,6 @@ async def test_a_lost_create_answer_makes_no_second_user_although_the_list_lags(
         product.clear_faults(stale)
         assert len(await connector.find(wish(connector), (), Delivery())) == 1
     assert len(users(product)) == 1
-
-
-async def test_no_licence_left_waits_with_the_accounts_id(emulator: Any, token: Path) -> None:
-    """1.4, class W: created but inactive is a licence shortage; it heals when one is free."""
-    product, url = emulator
-    product.set(licences=0)
-    async with connected(url, token) as connector:
-        waiting = await refusal(connector.create(wish(connector), Delivery()))
-        assert (type(waiting), waiting.on, waiting.observed_active) == (Blocked, "licence", False)
-        assert waiting.account_id == users(product)[0]["id"]
-        assert isinstance(await refusal(connector.update(waiting.account_id, wish(connector), Delivery())), Blocked)
-        product.set(licences=1)
-        await connector.update(waiting.account_id, wish(connector), Delivery())
-    assert users(product)[0]["active"] is True
 
 
 async def test_an_update_answered_without_the_user_is_read_for_the_licence(token: Path) -> None:
