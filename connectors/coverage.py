@@ -129,15 +129,26 @@ def sections_by_id(folder: Path = SETUP) -> dict[str, list[Section]]:
 
 
 def finding_codes(product: str) -> set[str]:
-    """The codes of findings that a connector's module gives, read from its source."""
+    """The codes of findings that a connector's module gives, read from its source: as they stand, or out of a table in it."""
     tree = ast.parse((HERE / f"{product}.py").read_text(encoding="utf-8"))
-    return {
-        keyword.value.value
+    tables = {
+        name.id: node.value.values
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+        for name in node.targets
+        if isinstance(name, ast.Name)
+    }
+    given = [
+        keyword.value
         for call in ast.walk(tree)
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Finding"
         for keyword in call.keywords
-        if keyword.arg == "code" and isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, str)
-    }
+        if keyword.arg == "code"
+    ]
+    for one in list(given):
+        if isinstance(one, ast.Subscript) and isinstance(one.value, ast.Name):
+            given += tables.get(one.value.id, ())
+    return {one.value for one in given if isinstance(one, ast.Constant) and isinstance(one.value, str)}
 
 
 def problems(
