@@ -239,7 +239,7 @@ class ScimClient:
         body = self._object(answer, "GET", path)
         entries = body.get("Resources")
         if (
-            entries is None and body.get("totalResults") == 0
+            entries is None and _number(body.get("totalResults")) == 0
         ):  # may be left out then, and only then (RFC 7644 section 3.4.2)
             entries = []
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -392,7 +392,10 @@ class ScimClient:
         if not self._names:
             return value
         if isinstance(value, dict):
-            return {self._names.get(name.casefold(), name): self.spelled(inner) for name, inner in value.items()}
+            named = {self._names.get(name.casefold(), name): self.spelled(inner) for name, inner in value.items()}
+            if isinstance(schemas := named.get("schemas"), list):
+                named["schemas"] = [self._names.get(str(one).casefold(), one) for one in schemas]
+            return named
         return [self.spelled(inner) for inner in value] if isinstance(value, list) else value
 
 
