@@ -48,6 +48,7 @@ HOMES: dict[str, tuple[str, ...]] = {
         "gateway/reports_api.py",
         "gateway/configuration_api.py",
         "gateway/mail_api.py",
+        "gateway/notes_api.py",
         "deploy/emulators/",
     ),
     "sqlmodel": ("gateway/tables.py",),
