@@ -51,7 +51,8 @@ _GO_BY_THEMSELVES = frozenset(
     ("identity_held", "manager_missing", "member_missing", "unknown_member", "unknown_manager", "members")
 )
 """They wait for a neighbour that is on its way, or was never assigned; the status names them, a mail would come every day."""
-_STRANGE = re.compile(r"[^A-Za-z0-9_.:$/{}-]")
+_WORD = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.:$-]{{0,{WORD_CHARS_MAX}}}")
+_CALL = re.compile(rf"[A-Z]{{3,10}} /[A-Za-z0-9_.:{{}}/~-]{{0,{WORD_CHARS_MAX}}}")
 _FIRST_WORD = re.compile(r"[A-Za-z_-]{1,40}")
 _PATH_OF_URN = re.compile(r"(urn:[\w.:-]*?:(?:User|Group)(?::[\w.$-]+)?):")
 
@@ -88,8 +89,9 @@ class Look(Struct, frozen=True):
 
 
 def word(text: str) -> str:
-    """A code, a path or a name of an attribute from outside, and nothing that could be something else."""
-    return _STRANGE.sub("", text.partition("[")[0])[:WORD_CHARS_MAX]
+    """A code, an id or the name of an attribute, up to its filter; "" for what is none and could say anything."""
+    found = _WORD.fullmatch(text.partition("[")[0])
+    return found[0] if found else ""
 
 
 # ---- what is so
@@ -154,8 +156,8 @@ def _circuit(
         ]
     remedy = []
     call = refused_call(reader, target, runtime.opened_at - REFUSED_LOOK_BACK_S)
-    if call is not None:
-        remedy.append(f"The call that was refused: {word(call.method)} {word(call.path)} ({call.status}).")
+    if call is not None and (named := _CALL.fullmatch(f"{call.method} {call.path.partition('?')[0]}")):
+        remedy.append(f"The call that was refused: {named[0]} ({call.status}).")
     if served.credential is not None:
         ends = f"{'ended' if served.credential.ends_at <= now else 'ends'} on {moment(served.credential.ends_at)[:10]}"
         remedy.append(f"The {_plain(served.credential.what)} that is configured {ends}.")
@@ -205,7 +207,7 @@ def _cause_of(fingerprint: str) -> tuple[str, str]:
     """Code and attribute of `schemas.events.Reason.fingerprint`; the names behind them are left out."""
     code, _, rest = fingerprint.partition(":")
     urn = _PATH_OF_URN.match(rest)
-    return word(code) or "unknown", word(urn[1] if urn else "" if rest.startswith("urn:") else rest.partition(":")[0])
+    return word(code) or "other", word(urn[1] if urn else "" if rest.startswith("urn:") else rest.partition(":")[0])
 
 
 def _blocked(target: str, rows: Sequence[Waiting], now: float) -> list[Seen]:

@@ -84,6 +84,8 @@ class Tested(Struct, frozen=True):
 class Notifier:
     """Looks for what needs a person, and empties the outbox.
 
+    `leads_until`: until when it is this gateway that looks, of several.
+
     Args:
         settings: those of `[mail]`; None while nobody is to be told.
         targets: settings of the configured targets by name.
@@ -127,7 +129,7 @@ class Notifier:
         self._kicked = asyncio.Event()
         self._queued = asyncio.Event()
         self._testing = asyncio.Lock()
-        self._leads_until = 0.0
+        self.leads_until = 0.0
         self._forget_at = 0.0
 
     # ---- looking
@@ -190,12 +192,12 @@ class Notifier:
     async def _leads(self) -> bool:
         """Whether this gateway is the one that looks; on SQLite there is no other."""
         now = self.now()
-        if self.store.engine == "sqlite" or now < self._leads_until - LEASE_S / 2:
+        if self.store.engine == "sqlite" or now < self.leads_until - LEASE_S / 2:
             return True
         if await self.store.run(lambda ledger: take_lease(ledger, LEASE_NAME, self.holder, now, LEASE_S)):
-            self._leads_until = now + LEASE_S
+            self.leads_until = now + LEASE_S
             return True
-        self._leads_until = 0.0
+        self.leads_until = 0.0
         return False
 
     def _tell(
@@ -275,17 +277,18 @@ class Notifier:
             async with signed_in(settings, self.base) as session:
                 while left and time.monotonic() - started < CLAIM_S / 2:
                     verdict = await session.send(_letter(left[0]))
-                    await self._record(left.pop(0), verdict)
+                    await self.record(left.pop(0), verdict)
                     sent += verdict.outcome == "sent"
         except MailProblem as exc:
             for mail in left:
-                await self._record(mail, Verdict("later", str(exc)))
+                await self.record(mail, Verdict("later", str(exc)))
             left = []
         for mail in left:  # the server is slow, and the claim ends
-            await self._record(mail, Verdict("later", "the server takes long for each mail"))
+            await self.record(mail, Verdict("later", "the server takes long for each mail"))
         return sent
 
-    async def _record(self, mail: Mail, verdict: Verdict) -> None:
+    async def record(self, mail: Mail, verdict: Verdict) -> None:
+        """Write down what became of a mail that this gateway claimed; nothing when somebody else has it by now."""
         now = self.now()
         state, again_at = _next(mail, verdict, now)
 
