@@ -7,7 +7,8 @@ import contextlib
 import json
 import re
 import signal
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ from deploy.emulators.bobs_business import BobsBusinessEmulator
 from deploy.emulators.harness import running
 from gateway.access import ACCESS_FILE
 from gateway.app import Gateway
+from gateway.comparison import Ask
+from gateway.dispatch import Clock
 from gateway.lifecycle import Row
+from gateway.reconcile import Reconciler
 from gateway.reports_store import Report, kept_findings, last_report
 from gateway.spool import Finding
 from schemas.config import Configuration, parse
 from schemas.config_file import ConfigurationFile
+from schemas.specs import Spec
 from schemas.states import State
 from tests.conftest import NatsServer, free_port
 from tests.gateway.operated import Ended, _blank_store, _typed
@@ -32,6 +37,20 @@ from workers.limits import CallLimit
 TARGET = "bobs"
 WAIT_S = 20.0
 _LOG_LINE = re.compile(r"(?:\x1b\[\d*m)*\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[^\n]*\n")
+
+
+class LongDays:
+    """A clock that a test sets; waiting takes no time and is written down."""
+
+    def __init__(self) -> None:
+        self.added_s = 0.0
+        self.slept: list[float] = []
+
+    def now(self) -> float:
+        return time.time() + self.added_s
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
 
 
 class Compared(Struct):
@@ -106,10 +125,31 @@ class Compared(Struct):
         assert code is None or ended.code == code, (ended.code, ended.out, ended.err)
         return json.loads(ended.out)
 
-    async def reconciled(self, **order: Any) -> tuple[Report, list[Finding]]:
-        """A comparison from its begin to its end, and what it found."""
-        run = self.gateway.reconciler.start(TARGET, repair=order.pop("repair", False), **order)
-        await until(lambda: run.report is not None and TARGET not in self.gateway.reconciler.running, "the report")
+    def another(
+        self, clock: Clock, ask: Ask | None = None, spec_of: Callable[[str], Spec | None] | None = None
+    ) -> Reconciler:
+        """The comparisons of another gateway process that has the same store and bus, and a clock of its own.
+
+        Args:
+            ask: what it hears of the workers, to let something happen in between.
+        """
+        parts = self.gateway
+        return Reconciler(
+            parts.store,
+            parts.dispatcher,
+            clock,
+            lambda: parts.targets,
+            ask or parts.bus.ask,
+            spec_of or parts.presences.spec,
+            parts.presences.serves,
+            parts.spawn,
+        )
+
+    async def reconciled(self, by: Reconciler | None = None, **order: Any) -> tuple[Report, list[Finding]]:
+        """A comparison from its begin to its end without rests, and what it found."""
+        by = by or self.another(LongDays())
+        run = by.start(TARGET, repair=order.pop("repair", False), **order)
+        await until(lambda: run.report is not None and TARGET not in by.running, "the report")
         assert run.report is not None
         return run.report, await self.findings()
 
@@ -122,20 +162,23 @@ class Compared(Struct):
         return await self.gateway.store.read_slow(lambda reader: last_report(reader, TARGET))
 
 
-def a_configuration(nats: str, product: str, secret: Path, *, reconcile: str = "", more: str = "") -> Configuration:
-    """One target; its own rate limit stays, the product's is lifted."""
+def a_configuration(
+    nats: str, product: str, secret: Path, *, reconcile: str = "", more: str = "", settings: str = ""
+) -> Configuration:
+    """One target; its own rate limit stays, the product's is lifted. Its lists show at once what was written."""
+    settles = f"settle_s = 0.0\n{reconcile}"
     return parse(
         f'[gateway]\nport = {free_port()}\noperator_port = {free_port()}\n[nats]\nurl = "{nats}"\n'
         f'[targets.{TARGET}]\nconnector = "bobs_business"\ntitle = "Learning"\n{more}\n'
-        f"[targets.{TARGET}.reconcile]\nsettle_s = 0.0\n{reconcile}\n"
+        f"[targets.{TARGET}.reconcile]\n{reconcile if 'settle_s' in reconcile else settles}\n"
         f'[targets.{TARGET}.settings]\ntenant_url = "{product}/scim/v2"\napi_key = {{ file = "{secret}" }}\n'
-        "allow_loopback = true\n"
+        f"allow_loopback = true\n{settings}\n"
     )
 
 
 @contextlib.asynccontextmanager
 async def compared(
-    folder: Path, nats: NatsServer, *, reconcile: str = "", more: str = "", store: str = "", worker: bool = True
+    folder: Path, nats: NatsServer, *, reconcile: str = "", more: str = "", settings: str = "", worker: bool = True
 ) -> AsyncIterator[Compared]:
     """Start everything, wait until it works, and end it."""
     product = BobsBusinessEmulator()
@@ -149,7 +192,7 @@ async def compared(
     source.write_text("")
     loop = asyncio.get_running_loop()
     async with running(product) as url:
-        config = a_configuration(nats.url, url, secret, reconcile=reconcile, more=more)
+        config = a_configuration(nats.url, url, secret, reconcile=reconcile, more=more, settings=settings)
         gateway = Gateway(config, ConfigurationFile(source))
         serving = asyncio.create_task(gateway.run())
         at_work = Worker(config, folder)

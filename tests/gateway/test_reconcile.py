@@ -25,7 +25,7 @@ from schemas.errors import ConfigurationError
 from schemas.specs import RateLimit
 from schemas.states import PRIORITY_REPAIR, State
 from tests.conftest import NatsServer
-from tests.gateway.compared import TARGET, compared
+from tests.gateway.compared import TARGET, LongDays, compared
 from tests.gateway.test_store import location, postgres, postgres_url, store  # noqa: F401 - fixtures
 from tests.waiting import until
 
@@ -201,37 +201,14 @@ async def test_what_was_deleted_here_and_is_there_again_goes_only_by_policy_and_
         assert sorted(here.accounts()) == ["bea@contoso.example", "cyd@contoso.example"]
 
 
-class LongDays:
-    """A clock that a test sets; waiting takes no time and is written down."""
-
-    def __init__(self) -> None:
-        self.added_s = 0.0
-        self.slept: list[float] = []
-
-    def now(self) -> float:
-        return time.time() + self.added_s
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-
-
 async def test_it_runs_by_itself_when_it_is_due_and_slowly(nats_server: NatsServer, tmp_path: Path) -> None:
     """Modes and every_hours; at most a fifth of the product's five calls a second; repairs go last of all."""
     async with compared(tmp_path, nats_server, reconcile='mode = "repair"\nevery_hours = 12') as here:
         one = await here.created("ada")
         here.product.seed({"users": [{"userName": f"u{n}@contoso.example"} for n in range(250)]})
         here.change("ada@contoso.example", givenName="Somebody")
-        parts, clock = here.gateway, LongDays()
-        reconciler = Reconciler(
-            parts.store,
-            parts.dispatcher,
-            clock,
-            lambda: parts.targets,
-            parts.bus.ask,
-            parts.presences.spec,
-            parts.presences.serves,
-            parts.spawn,
-        )
+        clock = LongDays()
+        reconciler = here.another(clock)
 
         async def looked(after_s: float) -> bool:
             clock.added_s += after_s

@@ -1,0 +1,126 @@
+"""Groups in a reconciliation: what is found about them and their members, what is repaired, and what never is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from deploy.emulators.scim_service import Resource
+from gateway.patch import MemberChange
+from schemas.states import State
+from tests.conftest import NatsServer
+from tests.gateway.compared import TARGET, Compared, compared
+
+
+class Groups:
+    """The groups of a product that is compared."""
+
+    def __init__(self, here: Compared) -> None:
+        self.here = here
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """The product's groups by name."""
+        return {group["displayName"]: group for group in self.here.product.tables.rows["groups"].values()}
+
+    def members(self, name: str) -> set[str]:
+        """Addresses of a group's members at the product."""
+        users = self.here.product.tables.rows["users"]
+        return {users[one]["userName"].partition("@")[0] for one in self.rows()[name]["members"]}
+
+    def change(self, name: str, **fields: Any) -> None:
+        """Somebody changes a group by hand."""
+        group = self.rows()[name]
+        self.here.product.control("by hand", self.here.product.put(self._resource(), {**group, **fields}, group))
+
+    def put_in(self, name: str, *addresses: str) -> None:
+        """Somebody puts people into a group by hand."""
+        ids = [self.here.accounts()[f"{one}@contoso.example"]["id"] for one in addresses]
+        self.change(name, members=[*self.rows()[name]["members"], *ids])
+
+    def put_out(self, name: str, *addresses: str) -> None:
+        """Somebody takes people out of a group by hand."""
+        ids = [self.here.accounts()[f"{one}@contoso.example"]["id"] for one in addresses]
+        self.change(name, members=[one for one in self.rows()[name]["members"] if one not in ids])
+
+    def remove(self, name: str) -> None:
+        """Somebody deletes a group by hand."""
+        self.here.product.control("by hand", self.here.product.drop(self._resource(), self.rows()[name]))
+
+    def _resource(self) -> Resource:
+        return next(one for one in self.here.product.scim_resources if one.table == "groups")
+
+    async def created(self, name: str, *members: str) -> str:
+        """Entra creates a group with members, and it is applied; the id of the resource."""
+        document = {"displayName": name, "externalId": f"object-{name.casefold()}"}
+        change = [MemberChange("add", members)] if members else []
+        answer = await self.here.gateway.intake.create(TARGET, "group", document, members=change)
+        assert answer.row is not None, answer.error
+        await self.here.is_in(answer.row.id, State.APPLIED)
+        return answer.row.id
+
+
+async def test_groups_and_members_are_compared_and_mended_by_the_engine(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """Missing and renamed groups, members out and in by hand; strangers stay (L15), as does a group that was there before."""
+    async with compared(tmp_path, nats_server) as here:
+        groups = Groups(here)
+        here.product.seed({"users": [{"userName": "stranger@contoso.example"}]})
+        here.product.seed({"groups": [{"displayName": "Theirs", "members": []}, {"displayName": "Nobodys"}]})
+        ids = {name: await here.created(name) for name in ("ada", "bea", "cyd")}
+        off = await here.created("dan", active=False)
+        sales = await groups.created("Sales", ids["ada"], ids["bea"], off)
+        press = await groups.created("Press", ids["ada"])
+        board = await groups.created("Board", *ids.values())
+        theirs = await groups.created("Theirs", ids["ada"])
+        good, _ = await here.reconciled()
+        assert good.counts == {"unknown": 1, "group_unknown": 1}
+        assert (good.groups, good.groups_listed, good.memberships) == (4, 5, 8)
+
+        groups.put_out("Sales", "bea", "dan")
+        groups.put_in("Sales", "cyd", "stranger")
+        groups.change("Press", displayName="Press!")
+        groups.remove("Board")
+        groups.put_in("Theirs", "bea")
+        before = len(here.writes())
+        told, findings = await here.reconciled()
+
+        assert len(here.writes()) == before, "a report writes nothing"
+        found = {(one.class_, one.resource): one for one in findings if one.class_.startswith("group_")}
+        assert sorted(found) == sorted(
+            {
+                ("group_members", sales),
+                ("group_strangers", sales),
+                ("group_drifted", press),
+                ("group_missing", board),
+                ("group_strangers", theirs),
+                ("group_unknown", ""),
+            }
+        )
+        assert found["group_members", sales].code == "missing_and_extra_members"
+        assert found["group_members", sales].message == "1 of 3 missing, 1 too many", "dan is inactive, and not missed"
+        assert (found["group_strangers", sales].code, found["group_strangers", theirs].code) == (
+            "unknown",
+            "not_from_here",
+        )
+        assert found["group_drifted", press].attributes == ("displayName",)
+        assert told.member_differences == 2
+        assert not [one for one in findings if one.label in ("Sales", "Press", "Board")]
+
+        generation, fence = (await here.row(sales)).generation, (await here.row(theirs)).fence
+        repaired, _ = await here.reconciled(repair=True)
+        assert (repaired.state, repaired.repaired) == ("repaired", 3)
+        for group in (sales, press, board, theirs):
+            await here.is_in(group, State.APPLIED)
+        assert groups.members("Sales") == {"ada", "bea", "stranger"}
+        assert groups.members("Press") == {"ada"}
+        assert groups.members("Board") == {"ada", "bea", "cyd"}
+        assert groups.members("Theirs") == {"ada", "bea"}
+        assert (await here.row(sales)).generation == generation, "no new wish was made up"
+        assert (await here.row(theirs)).fence == fence, "what is only reported was not sent again"
+
+        healed, _ = await here.reconciled()
+        assert healed.counts == {"unknown": 1, "group_strangers": 2, "group_unknown": 1}
+        lines = (await here.typed("reconcile", TARGET, "--runs")).out
+        assert "repaired" in lines
+        assert "Next by itself: in" in lines
