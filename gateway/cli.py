@@ -37,6 +37,8 @@ DATA_FOLDER = "provgate-data"
 CONFIG_FILE = "provgate.toml"
 
 CALL_WAIT_S = 30.0
+HAND_IN_WAIT_S = 120.0
+"""Users that are handed in are normalized by a worker, which may have to load names for it, and is asked more than once."""
 STREAM_SILENCE_MAX_S = 60.0
 """The API sends a sign of life more often than this; a stream that is silent for longer is dead."""
 ANSWER_BYTES_MAX = 32 * 1024 * 1024
@@ -45,7 +47,6 @@ BATCH_MAX = 100
 """Changes moved by one call; more than one call shows a progress bar."""
 BULK_MAX = 100_000
 SKIPPED_SHOWN_MAX = 20
-COLUMNS_SHOWN_MAX = 30
 LOOK_EVERY_S = 0.3
 USERS_PER_ORDER_MAX = 200
 ORDER_CHARS_MAX = 200_000
@@ -536,7 +537,9 @@ def shadow(
 @_app.command(
     name="match",
     help_epilogue="Examples:\n  provgate match bobs --file exportUsers.csv --csv report.csv\n"
-    "  provgate match talkdesk-eu\n  provgate match telemessage --file users.json --map userName=mobilePhone --json",
+    "  provgate match talkdesk-eu\n  provgate match telemessage --file users.json --map userName=mobilePhone --json\n"
+    "Exit codes: 0 nothing collides, 1 there are conflicts or refusals, 2 used wrongly or a file that cannot be compared, "
+    "3 the gateway, a worker or the product does not answer.",
 )
 def match_accounts(
     target: Annotated[str, Parameter(help="Name of the target.")],
@@ -555,29 +558,26 @@ def match_accounts(
     access: Access = HERE,
 ) -> int:
     """Before the first cycle: who is there already, who would be made, what would collide, whom nobody in Entra is."""
-    from gateway.report_files import UnreadableExport, read_users
-
     sources = dict(_pair(one) for one in map_)
     if file is not None and not file.is_file():
         raise Failure(f"{file} is no file; export the users from Entra first", WRONG_USE)
+    if sources and file is None:
+        raise Failure("--map says what a --file is; the stored users are mapped by Entra already", WRONG_USE)
     api = Api(access)
     begun = api.post(f"/targets/{_segment(target)}/match", {"handed_in": file is not None})
     path = f"/matches/{_segment(begun['id'])}"
+    left_out = ""
     with _watching(access) as watch:
         if file is not None:
-            try:
-                for number, batch in enumerate(_batches(read_users(file))):
-                    if not number:
-                        _check_map(sources, batch, file)
-                    watch(api.post(f"{path}/users", {"users": batch, "sources": sources}))
-            except UnreadableExport as exc:
-                raise Failure(str(exc), WRONG_USE) from exc
+            left_out = _hand_in(api, path, begun, file, sources, watch)
             api.post(f"{path}/start", {})
         while (view := api.get(path))["state"] == "running":
             watch(view)
             time.sleep(LOOK_EVERY_S)
     if view["state"] != "done":
-        raise Failure(f"no report: {view['message']}", NOT_FINE)
+        raise Failure(f"no report: {view['message']} Run it again when that is mended.", UNREACHABLE)
+    if left_out:
+        print(left_out, file=sys.stderr)
     shown = {"show_values": "true"} if show_values else {}
 
     def lines(class_: str | None = None, most: int | None = None) -> Iterator[Any]:
@@ -585,6 +585,35 @@ def match_accounts(
 
     _report(access, view, view["counts"], lines, csv, first, lambda terminal, some: terminal.match(view, some))
     return NOT_FINE if view["counts"].get("conflict") or view["counts"].get("refused") else FINE
+
+
+def _hand_in(
+    api: Api, path: str, begun: Any, file: Path, mapped: Mapping[str, str], watch: Callable[[Any], None]
+) -> str:
+    """Look through the whole file first, then hand its users in; what of it is not compared, for a person."""
+    from gateway.report_files import UnreadableExport, examine, read_users
+
+    def noticed(count: int) -> None:
+        watch({"progress": {"stage": "reading the file", "users": count}})
+
+    try:
+        seen = examine(file, {**begun["sources"], **mapped}, {*begun["needed"], *mapped}, noticed)
+        users = (user for place, user in enumerate(read_users(file)) if place not in seen.repeats)
+        for batch in _batches(users):
+            view = api.post(f"{path}/users", {"users": batch, "sources": mapped}, wait_s=HAND_IN_WAIT_S)
+            watch({"progress": {**view["progress"], "stage": "users", "of": seen.users}})
+    except UnreadableExport as exc:
+        api.delete(path)
+        raise Failure(str(exc), WRONG_USE) from exc
+    except OSError as exc:
+        api.delete(path)
+        raise Failure(f"{file} cannot be read: {exc.strerror}", WRONG_USE) from exc
+    said = []
+    if seen.repeats:
+        said.append(f"{_count(len(seen.repeats), 'line')} of {file.name} that only repeat another one left out.")
+    if seen.absent:
+        said.append(f"{file.name} has no column for {', '.join(seen.absent)}: not compared.")
+    return "\n".join(said)
 
 
 @_app.command(
@@ -715,16 +744,6 @@ def _pair(text: str) -> tuple[str, str]:
     return path, source
 
 
-def _check_map(sources: Mapping[str, str], users: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """A slip in --map would make every user one the product refuses."""
-    from gateway.entra_export import absent
-
-    missing, present = absent(sources, users)
-    if missing:
-        shown = ", ".join(present[:COLUMNS_SHOWN_MAX])
-        raise Failure(f"--map: {file.name} has no column {missing[0]!r}; it has: {shown}", WRONG_USE)
-
-
 def _batches(users: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Users in orders that are neither too many nor too long."""
     batch: list[dict[str, Any]] = []
@@ -799,11 +818,17 @@ def _watching(access: Access) -> Iterator[Callable[[Any], None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[seen]}"), TimeElapsedColumn())
-    with Progress(*columns, console=_terminal().console(stderr=True), transient=True) as bar:
+    console = _terminal().console(stderr=True)
+    waited = ""
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=None, seen="")
 
         def watch(view: Any) -> None:
+            nonlocal waited
             progress = view.get("progress") or {}
+            if progress.get("waiting", "") not in ("", waited):
+                waited = progress["waiting"]
+                console.print(_terminal().plain(waited, "yellow"))
             done = progress.get("users", 0)
             bar.update(
                 task,
@@ -1367,9 +1392,14 @@ class Api:
         """The answer to a question."""
         return self._call("GET", path, params, None)
 
-    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+    def post(self, path: str, body: Mapping[str, Any], *, wait_s: float = CALL_WAIT_S) -> Any:
         """The answer to an order."""
-        return self._call("POST", path, {}, body)
+        return self._call("POST", path, {}, body, wait_s)
+
+    def delete(self, path: str) -> None:
+        """Have something forgotten."""
+        connection, _ = self._open("DELETE", path, {}, None, CALL_WAIT_S)
+        connection.close()
 
     def stream(self, path: str, **params: Any) -> Iterator[Any]:
         """The documents of a Server-Sent Events stream, until it ends."""
@@ -1395,10 +1425,17 @@ class Api:
         except (OSError, HTTPException) as exc:
             raise self._away(exc) from exc
 
-    def _call(self, method: str, path: str, params: Mapping[str, Any], body: Mapping[str, Any] | None) -> Any:
+    def _call(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, Any],
+        body: Mapping[str, Any] | None,
+        wait_s: float = CALL_WAIT_S,
+    ) -> Any:
         from http.client import HTTPException
 
-        connection, response = self._open(method, path, params, body, CALL_WAIT_S)
+        connection, response = self._open(method, path, params, body, wait_s)
         try:
             return json.loads(response.read(ANSWER_BYTES_MAX))
         except (OSError, HTTPException) as exc:

@@ -34,6 +34,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import msgspec
 from msgspec import Struct
 
+from gateway.explanations import mask_message
 from gateway.spool import AccountRow, Spool, Wished, WishRow
 from schemas.comparison import (
     DOCUMENTS_PER_QUESTION_MAX,
@@ -45,6 +46,8 @@ from schemas.comparison import (
 )
 
 TRIES_MAX = 6
+TRIES_FIRST_MAX = 3
+"""While somebody looks on and nothing has come yet: a product or worker that is away is said to be after seconds."""
 RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 60.0
 ANSWER_MARGIN_S = 5.0
@@ -91,7 +94,10 @@ class ComparisonFailed(Exception):
 
 
 class Progress(Struct):
-    """How far a comparison is. `of`: users and groups there are in all, 0 while it is not known. `members`: of groups, read."""
+    """How far a comparison is. `of`: users and groups there are in all, 0 while it is not known. `members`: of groups, read.
+
+    `waiting`: what failed and is tried again, and when; "" while all goes well.
+    """
 
     stage: str = "starting"
     accounts: int = 0
@@ -99,6 +105,7 @@ class Progress(Struct):
     of: int = 0
     groups: int = 0
     members: int = 0
+    waiting: str = ""
 
 
 class Wish(Struct, frozen=True, kw_only=True):
@@ -120,8 +127,13 @@ async def take_accounts(
     pace: Pace,
     sleep: Callable[[float], Awaitable[None]],
     kind: Kind = "user",
+    *,
+    hurried: bool = False,
 ) -> None:
     """List everything into the spool.
+
+    Args:
+        hurried: the first part is not asked for as often as the others, because somebody waits for the answer.
 
     Raises:
         ComparisonFailed: the list could not be had as a whole.
@@ -130,7 +142,8 @@ async def take_accounts(
     cursor, nothing_new = "", 0
     for _ in range(PARTS_MAX):
         question = {"do": "list", "kind": kind, "cursor": cursor}
-        part = await asked(ask, target, question, LIST_S, Listing, sleep)
+        tries = TRIES_FIRST_MAX if hurried and not cursor else TRIES_MAX
+        part = await asked(ask, target, question, LIST_S, Listing, sleep, progress=progress, tries_max=tries)
         new = await asyncio.to_thread(spool.add_accounts, part.accounts)
         if kind == "user":
             progress.accounts += new
@@ -158,6 +171,8 @@ async def take_wishes(
     wishes: AsyncIterator[Sequence[Wish]],
     sleep: Callable[[float], Awaitable[None]],
     kind: Kind = "user",
+    *,
+    tries_max: int = TRIES_MAX,
 ) -> None:
     """Have a worker normalize the users, or groups, and take them into the spool.
 
@@ -167,7 +182,8 @@ async def take_wishes(
     progress.stage = "users" if kind == "user" else "groups"
     async for several in wishes:
         for at in range(0, len(several), DOCUMENTS_PER_QUESTION_MAX):
-            await take_users(spool, ask, target, several[at : at + DOCUMENTS_PER_QUESTION_MAX], sleep, kind)
+            some = several[at : at + DOCUMENTS_PER_QUESTION_MAX]
+            await take_users(spool, ask, target, some, sleep, kind, progress=progress, tries_max=tries_max)
             progress.users += len(several[at : at + DOCUMENTS_PER_QUESTION_MAX])
 
 
@@ -178,9 +194,12 @@ async def take_users(
     wishes: Sequence[Wish],
     sleep: Callable[[float], Awaitable[None]],
     kind: Kind = "user",
+    *,
+    progress: Progress | None = None,
+    tries_max: int = TRIES_MAX,
 ) -> None:
     """Take in at most DOCUMENTS_PER_QUESTION_MAX users or groups. Raises as `take_wishes`."""
-    users = await _expected(ask, target, wishes, sleep, kind)
+    users = await _expected(ask, target, wishes, sleep, kind, progress, tries_max)
     rows: list[tuple[str, str, Wished, str | None, bool, ExpectedUser]] = [
         (wish.id, wish.label, wish.wished if user.told else "moving", wish.account_id, wish.inactive_known, user)
         for wish, user in zip(wishes, users, strict=True)
@@ -192,17 +211,23 @@ QUESTION_BYTES_MAX = 512 * 1024
 
 
 async def _expected(
-    ask: Ask, target: str, wishes: Sequence[Wish], sleep: Callable[[float], Awaitable[None]], kind: Kind
+    ask: Ask,
+    target: str,
+    wishes: Sequence[Wish],
+    sleep: Callable[[float], Awaitable[None]],
+    kind: Kind,
+    progress: Progress | None,
+    tries_max: int,
 ) -> list[ExpectedUser]:
     documents = [msgspec.Raw(msgspec.json.encode(wish.document)) for wish in wishes]
     question = {"do": "expect", "kind": kind, "documents": documents}
     if sum(len(bytes(document)) for document in documents) > QUESTION_BYTES_MAX and len(wishes) > 1:
         half = len(wishes) // 2
         return [
-            *await _expected(ask, target, wishes[:half], sleep, kind),
-            *await _expected(ask, target, wishes[half:], sleep, kind),
+            *await _expected(ask, target, wishes[:half], sleep, kind, progress, tries_max),
+            *await _expected(ask, target, wishes[half:], sleep, kind, progress, tries_max),
         ]
-    answer = await asked(ask, target, question, EXPECT_S, Expectations, sleep)
+    answer = await asked(ask, target, question, EXPECT_S, Expectations, sleep, progress=progress, tries_max=tries_max)
     if len(answer.users) != len(wishes):
         raise ComparisonFailed("bad_answer", "A worker answered for other users than it was asked about.")
     return list(answer.users)
@@ -215,14 +240,17 @@ async def asked(
     wait_s: float,
     type_: type[T],
     sleep: Callable[[float], Awaitable[None]],
+    *,
+    progress: Progress | None = None,
+    tries_max: int = TRIES_MAX,
 ) -> T:
-    """A worker's answer, asked for again while that may help.
+    """A worker's answer, asked for again while that may help; meanwhile `progress` says what is waited for.
 
     Raises:
         ComparisonFailed: there is none, or it is a refusal.
     """
     code, message = "no_answer", "No worker answered; is one running that serves this target?"
-    for attempt in range(TRIES_MAX):
+    for attempt in range(tries_max):
         reply = await ask(target, question, wait_s + ANSWER_MARGIN_S)
         wait = min(RETRY_MAX_S, RETRY_FIRST_S * 2**attempt)
         if reply is not None:
@@ -233,12 +261,18 @@ async def asked(
                     "bad_answer", "A worker's answer cannot be read; is it of this version?"
                 ) from None
             if answer.ok:
+                if progress is not None:
+                    progress.waiting = ""
                 return answer  # type: ignore[no-any-return]
             code, message = answer.code, answer.message
             if not answer.again:
                 raise ComparisonFailed(code, message)
             wait = max(wait, min(RETRY_MAX_S, getattr(answer, "retry_after_s", 0.0)))
-        if attempt + 1 < TRIES_MAX:
+        if attempt + 1 < tries_max:
+            if progress is not None:
+                progress.waiting = (
+                    f"{mask_message(message)} Tried again in {wait:.0f} s ({attempt + 2} of {tries_max})."
+                )
             await sleep(wait)
     raise ComparisonFailed(code, message)
 

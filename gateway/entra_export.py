@@ -7,7 +7,7 @@ SCIM attribute is the target's mapping: the connector's declaration names the so
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from schemas.resources import ENTERPRISE_SCHEMA
@@ -40,6 +40,20 @@ _TRUE = frozenset(("true", "yes", "1"))
 _FALSE = frozenset(("false", "no", "0"))
 
 
+def sources_of(spec: Spec | None) -> dict[str, str]:
+    """SCIM path -> attribute of the directory, as a connector's declaration has it."""
+    declared = spec.attributes if spec is not None else ()
+    return DEFAULT_SOURCES | {one.path: one.source for one in declared if _PLAIN.match(one.source)}
+
+
+def needed_of(spec: Spec | None) -> tuple[str, ...]:
+    """SCIM paths without which no user can be compared."""
+    declared = spec.attributes if spec is not None else ()
+    return tuple(
+        dict.fromkeys(("userName", *(one.path for one in declared if one.required and _PLAIN.match(one.source))))
+    )
+
+
 def document_of(record: Mapping[str, Any], spec: Spec | None, sources: Mapping[str, str]) -> dict[str, Any]:
     """One exported user as the SCIM document that the mapping would make of it.
 
@@ -50,14 +64,9 @@ def document_of(record: Mapping[str, Any], spec: Spec | None, sources: Mapping[s
     """
     if "userName" in record:
         return {name: value for name, value in record.items() if name not in ("id", "meta", "schemas")}
-    fields = {_folded(str(name)): value for name, value in list(record.items())[:RECORD_FIELDS_MAX]}
-    wanted = dict(DEFAULT_SOURCES)
-    for attribute in spec.attributes if spec is not None else ():
-        if _PLAIN.match(attribute.source):
-            wanted[attribute.path] = attribute.source
-    wanted |= sources
+    fields = _fields(record)
     document: dict[str, Any] = {}
-    for path, source in wanted.items():
+    for path, source in {**sources_of(spec), **sources}.items():
         if path != "active":
             value = _text(_held(fields, source))
             if value:
@@ -66,13 +75,9 @@ def document_of(record: Mapping[str, Any], spec: Spec | None, sources: Mapping[s
     return document
 
 
-def absent(sources: Mapping[str, str], records: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
-    """Attributes that a mapping names and no record has, and the names the records do have."""
-    names: dict[str, str] = {}
-    for record in records:
-        names |= {_folded(str(name)): str(name) for name in record}
-    wanted = sorted(set(sources.values()))
-    return [source for source in wanted if names.keys().isdisjoint(_names(source))], sorted(names.values())
+def lacks(names: Container[str], source: str) -> bool:
+    """Whether none of these names, folded, is an attribute's."""
+    return not any(name in names for name in _names(source))
 
 
 def label_of(document: Mapping[str, Any]) -> str:
@@ -82,12 +87,20 @@ def label_of(document: Mapping[str, Any]) -> str:
 
 def id_of(record: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     """By what the admin finds the user in Entra again: the object id, else what the document has."""
-    fields = {_folded(str(name)): value for name, value in list(record.items())[:RECORD_FIELDS_MAX]}
-    found = _text(_held(fields, "objectId")) if "userName" not in record else _text(record.get("id"))
-    return found or str(document.get("externalId") or document.get("userName") or "")
+    return object_id(record) or str(document.get("externalId") or document.get("userName") or "")
 
 
-def _folded(name: str) -> str:
+def object_id(record: Mapping[str, Any]) -> str:
+    """The object id of an exported user, the id of a SCIM document; "" when there is none."""
+    return _text(record.get("id") if "userName" in record else _held(_fields(record), "objectId"))
+
+
+def _fields(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {folded(str(name)): value for name, value in list(record.items())[:RECORD_FIELDS_MAX]}
+
+
+def folded(name: str) -> str:
+    """A heading as it is compared."""
     return name.replace("\ufeff", "").strip().casefold()
 
 

@@ -23,6 +23,7 @@ from gateway.comparison import (
     GROUPS_REPAIRABLE,
     OF_GROUPS,
     REPAIRABLE,
+    TRIES_FIRST_MAX,
     Ask,
     ComparisonFailed,
     Kind,
@@ -717,7 +718,15 @@ class Match:
             ComparisonFailed: no worker could normalize them.
         """
         here = self._reconciler
-        await take_users(self._spool, here.ask, self.target, wishes, here.clock.sleep)
+        await take_users(
+            self._spool,
+            here.ask,
+            self.target,
+            wishes,
+            here.clock.sleep,
+            progress=self.progress,
+            tries_max=TRIES_FIRST_MAX,
+        )
         self.progress.users += len(wishes)
 
     def start(self, *, from_store: bool = False) -> None:
@@ -735,8 +744,18 @@ class Match:
             if from_store:
                 self.progress.of = await here.store.read_slow(lambda reader: sum(reader.counts(self.target).values()))
                 users = here.stored_users(self.target)
-                await take_wishes(self._spool, here.ask, self.target, self.progress, users, here.clock.sleep)
-            await take_accounts(self._spool, here.ask, self.target, self.progress, no_pace, here.clock.sleep)
+                await take_wishes(
+                    self._spool,
+                    here.ask,
+                    self.target,
+                    self.progress,
+                    users,
+                    here.clock.sleep,
+                    tries_max=TRIES_FIRST_MAX,
+                )
+            await take_accounts(
+                self._spool, here.ask, self.target, self.progress, no_pace, here.clock.sleep, hurried=True
+            )
             self.progress.stage = "sorting"
             settings = here.targets().get(self.target)
             adopt = settings is None or settings.adopt != "never"

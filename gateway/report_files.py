@@ -1,27 +1,111 @@
 """Files of the comparing commands: users as Entra exports them, read one by one, and reports as CSV.
 
-Neither holds more than one user or one page at a time, however long the file is.
+Neither holds more than one user or one page at a time, however long the file is; of a file that is examined, also an object id
+for each user.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
+import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
+
+from gateway.entra_export import folded, lacks, object_id
 
 CHUNK_CHARS = 64 * 1024
 RECORD_CHARS_MAX = 256 * 1024
 """Longest single user in a JSON export."""
+NAMES_MAX = 500
+COLUMNS_SHOWN_MAX = 30
+PROBLEMS_SHOWN_MAX = 20
+NOTICE_EVERY = 5_000
+_SEPARATOR = re.compile(r"\ufeff?sep=([,;\t])")
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 """With which a spreadsheet takes a cell for a formula."""
 COLUMNS = ("class", "code", "user", "label", "account", "attributes", "message")
 
 
 class UnreadableExport(Exception):
-    """The file is no export of users; the sentence says why."""
+    """The file is no export of users that could be compared; the text says all that is wrong with it."""
+
+
+class Examined(Struct, frozen=True):
+    """A file that can be compared.
+
+    Args:
+        users: how many it holds, without those that are there twice.
+        repeats: places of the users, counted from 0, that only repeat another one word for word.
+        absent: attributes of the mapping that no user has; they are not compared.
+    """
+
+    users: int
+    repeats: frozenset[int]
+    absent: tuple[str, ...]
+
+
+def examine(path: Path, sources: Mapping[str, str], needed: Container[str], noticed: Callable[[int], None]) -> Examined:
+    """Read an export once from end to end before anything is made of it.
+
+    Args:
+        sources: SCIM path -> attribute of the directory, as the target's mapping has it.
+        needed: SCIM paths without which nobody can be compared.
+        noticed: is told now and then how many users were read.
+
+    Raises:
+        UnreadableExport: with every mistake of it, at most PROBLEMS_SHOWN_MAX of them by line.
+    """
+    problems: list[str] = []
+    names: dict[str, str] = {}
+    known: dict[str, tuple[int, int]] = {}
+    repeats: set[int] = set()
+    is_scim, count = False, 0
+    for place, (line, record) in enumerate(_records(path, problems)):
+        is_scim = is_scim or "userName" in record
+        if len(names) < NAMES_MAX:
+            names |= {folded(name): name for name in record if name}
+        id_ = object_id(record)
+        mark = hash(json.dumps(record, sort_keys=True))
+        first = known.setdefault(id_, (line, mark)) if id_ else (line, mark)
+        if first[0] != line and first[1] == mark:
+            repeats.add(place)
+        elif first[0] != line:
+            problems.append(f"{_at(line)} has the object id of {_at(first[0])}, and other values")
+        count = place + 1
+        if count % NOTICE_EVERY == 0:
+            noticed(count)
+    if not count and not problems:
+        problems.append("it holds no users")
+    missing = [] if is_scim or not count else [path_ for path_, source in sources.items() if lacks(names, source)]
+    shown = ", ".join(sorted(names.values())[:COLUMNS_SHOWN_MAX])
+    problems[:0] = [
+        f"no column {sources[one]!r}, of which {one} is made; --map {one}=COLUMN names another. It has: {shown}"
+        for one in missing
+        if one in needed
+    ]
+    if problems:
+        raise UnreadableExport(_listed(path, problems))
+    return Examined(
+        users=count - len(repeats),
+        repeats=frozenset(repeats),
+        absent=tuple(sorted({sources[one] for one in missing})),
+    )
+
+
+def _listed(path: Path, problems: Sequence[str]) -> str:
+    if len(problems) == 1:
+        return f"{path.name}: {problems[0]}"
+    lines = [f"{path.name}: {len(problems):,} problems", *(f"  {one}" for one in problems[:PROBLEMS_SHOWN_MAX])]
+    if len(problems) > PROBLEMS_SHOWN_MAX:
+        lines.append(f"  and {len(problems) - PROBLEMS_SHOWN_MAX:,} more")
+    return "\n".join(lines)
 
 
 def read_users(path: Path) -> Iterator[dict[str, Any]]:
@@ -30,35 +114,83 @@ def read_users(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         UnreadableExport: it is neither, or breaks off.
     """
+    problems: list[str] = []
+    for _, record in _records(path, problems):
+        yield record
+    if problems:
+        raise UnreadableExport(_listed(path, problems))
+
+
+def _records(path: Path, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each user with the line it begins at (of JSON: its number). What is wrong is added to `problems`, the rest goes on."""
+    line = 0
     try:
-        if path.suffix.casefold() in (".json", ".jsonl"):
-            yield from _json_users(path)
-        else:
-            yield from _csv_users(path)
-    except UnicodeDecodeError as exc:
-        raise UnreadableExport(f"{path.name} is not UTF-8 text; export it again") from exc
+        encoding = _encoding(path)
+        records = _json_users if path.suffix.casefold() in (".json", ".jsonl") else _csv_users
+        for line, record in records(path, encoding, problems):
+            yield line, record
+    except UnreadableExport as exc:
+        problems.append(str(exc))
+    except UnicodeError:
+        problems.append(
+            f"after {_at(line)} it is not {encoding.removesuffix('-sig').upper()} text; save it as CSV UTF-8"
+        )
     except csv.Error as exc:
-        raise UnreadableExport(f"{path.name} cannot be read as CSV: {exc}") from exc
+        what = "a quotation mark is never closed" if "unexpected end" in str(exc) else str(exc)
+        problems.append(f"after {_at(line)} it cannot be read as CSV: {what}")
 
 
-def _csv_users(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as lines:
+def _at(line: int) -> str:
+    return f"line {line:,}"
+
+
+def _encoding(path: Path) -> str:
+    """What the first bytes say: UTF-8 with or without a mark, or UTF-16, as spreadsheets write it."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(b"PK\x03\x04"):
+        raise UnreadableExport("it is a workbook; save it as CSV UTF-8")
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if len(start) == 4 and start[1::2] == b"\0\0":
+        return "utf-16-le"
+    if len(start) == 4 and start[::2] == b"\0\0":
+        return "utf-16-be"
+    return "utf-8-sig"
+
+
+def _csv_users(path: Path, encoding: str, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open(encoding=encoding, newline="") as lines:
         heading = lines.readline()
+        skipped = 0
+        said = _SEPARATOR.fullmatch(heading.strip())
+        if said is not None:  # how a spreadsheet is told what separates
+            heading, skipped = lines.readline(), 1
         if not heading.strip():
-            raise UnreadableExport(f"{path.name} is empty; its first line must name the columns")
-        separator = max(",;\t", key=heading.count)
-        names = next(csv.reader([heading], delimiter=separator))
-        for row in csv.reader(lines, delimiter=separator):
-            if any(cell.strip() for cell in row):
-                yield dict(zip(names, row, strict=False))
+            raise UnreadableExport("it is empty; its first line must name the columns")
+        separator = said[1] if said is not None else max(",;\t", key=heading.count)
+        rows = csv.reader(itertools.chain((heading,), lines), delimiter=separator, strict=True)
+        names = [name.strip() for name in next(rows)]
+        doubled = sorted({name for name in names if name and names.count(name) > 1})
+        if doubled:
+            problems.append(f"its heading names {', '.join(doubled)} twice")
+        ended = rows.line_num
+        for row in rows:
+            line, ended = ended + 1 + skipped, rows.line_num
+            if not any(cell.strip() for cell in row):
+                continue
+            if len(row) != len(names):
+                problems.append(f"{_at(line)} has {len(row)} cells, and the heading {len(names)} columns")
+                continue
+            yield line, dict(zip(names, row, strict=True))
 
 
-def _json_users(path: Path) -> Iterator[dict[str, Any]]:
+def _json_users(path: Path, encoding: str, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Objects of the list in the file; what stands around the list is passed over."""
-    decoder = json.JSONDecoder()
-    with path.open(encoding="utf-8-sig") as file:
+    decoder, number = json.JSONDecoder(), 0
+    with path.open(encoding=encoding) as file:
         text = file.read(CHUNK_CHARS)
-        start = _list_start(text, path)
+        start = _list_start(text)
         text = text[start:]
         while True:
             text = text.lstrip(" \t\r\n,")
@@ -75,23 +207,24 @@ def _json_users(path: Path) -> Iterator[dict[str, Any]]:
             except json.JSONDecodeError as exc:
                 more = file.read(CHUNK_CHARS)
                 if not more or len(text) > RECORD_CHARS_MAX:
-                    raise UnreadableExport(f"{path.name} breaks off, or is no JSON list of users") from exc
+                    raise UnreadableExport(f"after user {number:,} it breaks off, or is no JSON list of users") from exc
                 text += more
                 continue
             if not isinstance(record, dict):
-                raise UnreadableExport(f"{path.name} is no JSON list of users")
-            yield record
+                raise UnreadableExport("it is no JSON list of users")
+            number += 1
+            yield number, record
             text = text[end:]
 
 
-def _list_start(text: str, path: Path) -> int:
+def _list_start(text: str) -> int:
     """Where the first user may begin: after the bracket of a list, or at the first object of a file of lines."""
     stripped = text.lstrip()
     at = len(text) - len(stripped)
     if stripped.startswith("["):
         return at + 1
     if not stripped.startswith("{"):
-        raise UnreadableExport(f"{path.name} is no JSON list of users")
+        raise UnreadableExport("it is no JSON list of users")
     for name in ('"value"', '"Resources"'):
         found = text.find(name)
         if found >= 0:

@@ -20,6 +20,7 @@ from gateway.reconcile import Match, Reconciler, masked
 from gateway.reports_store import FINDINGS_LISTED_MAX, Report, kept_findings, last_report, runs
 from gateway.spool import Finding
 from schemas.comparison import DOCUMENTS_PER_QUESTION_MAX
+from schemas.specs import Spec
 
 T = TypeVar("T")
 Sentence = Annotated[str, Meta(max_length=1_000)]
@@ -74,7 +75,13 @@ class RunsView(Struct, frozen=True, kw_only=True):
 
 
 class MatchView(Struct, frozen=True, kw_only=True):
-    """One match report. `state`: `open`, `running`, `done` or `failed`."""
+    """One match report.
+
+    Args:
+        state: `open`, `running`, `done` or `failed`; then `code` and `message` say why.
+        sources: SCIM path -> attribute of the directory, as the connector declares it, for users that are handed in.
+        needed: SCIM paths without which nobody can be compared.
+    """
 
     id: str
     target: str
@@ -84,6 +91,8 @@ class MatchView(Struct, frozen=True, kw_only=True):
     codes: dict[str, int]
     code: str
     message: str
+    sources: dict[str, str]
+    needed: tuple[str, ...]
 
 
 class FindingsView(Struct, frozen=True):
@@ -115,6 +124,9 @@ def reports_router(services: Services, reconciler: Reconciler) -> Router:
         if found is None:
             raise OperatorError(404, "There is no such match report; the latest are kept, until the gateway restarts.")
         return found
+
+    def shown(match: Match) -> MatchView:
+        return _match_view(match, reconciler.spec_of(match.target))
 
     async def record(action: str, target: str, detail: dict[str, Any]) -> None:
         now = services.clock.now()
@@ -198,7 +210,7 @@ def reports_router(services: Services, reconciler: Reconciler) -> Router:
         order = _order(body, MatchOrder)
         comparable(name)
         await record("match.started", name, {"handed_in": order.handed_in})
-        return _match_view(reconciler.match(name, from_store=not order.handed_in))
+        return shown(reconciler.match(name, from_store=not order.handed_in))
 
     @post("/matches/{match_id:str}/users", status_code=200)
     async def hand_in(match_id: FromPath[str], body: RawBody) -> MatchView:
@@ -217,7 +229,7 @@ def reports_router(services: Services, reconciler: Reconciler) -> Router:
             await match.take(wishes)
         except ComparisonFailed as exc:
             raise OperatorError(503, exc.message) from None
-        return _match_view(match)
+        return shown(match)
 
     @post("/matches/{match_id:str}/start", status_code=200)
     async def go(match_id: FromPath[str]) -> MatchView:
@@ -226,12 +238,12 @@ def reports_router(services: Services, reconciler: Reconciler) -> Router:
         if match.state != "open":
             raise OperatorError(409, "This report is under way already.")
         match.start()
-        return _match_view(match)
+        return shown(match)
 
     @get("/matches/{match_id:str}")
     async def show_match(match_id: FromPath[str]) -> MatchView:
         """How far a match report is, and what it counts."""
-        return _match_view(match_of(match_id))
+        return shown(match_of(match_id))
 
     @get("/matches/{match_id:str}/findings")
     async def list_matches(
@@ -288,7 +300,7 @@ def _limit(limit: int) -> int:
     return limit
 
 
-def _match_view(match: Match) -> MatchView:
+def _match_view(match: Match, spec: Spec | None) -> MatchView:
     return MatchView(
         id=match.id,
         target=match.target,
@@ -298,4 +310,6 @@ def _match_view(match: Match) -> MatchView:
         codes=match.codes,
         code=match.code,
         message=match.message,
+        sources=entra_export.sources_of(spec),
+        needed=entra_export.needed_of(spec),
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from deploy.emulators.bobs_business import BobsBusinessEmulator
 from gateway.access import ACCESS_FILE
 from gateway.comparison import sort_match
 from gateway.entra_export import document_of, id_of
-from gateway.report_files import COLUMNS, UnreadableExport, read_users, safe_cell, write_csv
+from gateway.report_files import COLUMNS, Examined, UnreadableExport, examine, read_users, safe_cell, write_csv
 from gateway.spool import Spool
 from schemas.comparison import ExpectedUser, ListedAccount
 from schemas.specs import Attribute, Spec
@@ -111,7 +113,21 @@ async def test_stored_users_are_matched_without_a_file(nats_server: NatsServer, 
         export = tmp_path / "users.csv"
         export.write_text("userPrincipalName,mail\ncy@contoso.example,cy@example.com\n")
         slip = await here.typed("match", TARGET, "--file", str(export), "--map", "userName=mial")
-        assert (slip.code, "no column 'mial'; it has: mail, userPrincipalName" in slip.err) == (2, True), slip
+        assert (slip.code, "no column 'mial', of which userName is made" in slip.err) == (2, True), slip
+        assert "It has: mail, userPrincipalName" in slip.err
+
+
+async def test_a_product_that_is_away_is_said_to_be_after_seconds(nats_server: NatsServer, tmp_path: Path) -> None:
+    """Nobody waits half a minute for nothing: a sentence with the product's answer, what is waited for, and exit code 3."""
+    async with compared(tmp_path, nats_server) as here:
+        here.product.fault("status", status=503, retry_after=None)
+        begun = time.monotonic()
+        ended = await here.typed("match", TARGET)
+        assert time.monotonic() - begun < 10
+        assert (ended.code, ended.out) == (3, "")
+        assert "Tried again in" in ended.err
+        assert "no report: " in ended.err
+        assert "503" in ended.err.splitlines()[-1]
 
 
 def test_two_users_of_one_account_and_forbidden_adoption_are_conflicts() -> None:
@@ -174,6 +190,71 @@ def test_what_is_no_export_is_said_to_be_none(text: str, tmp_path: Path) -> None
     path.write_text(text)
     with pytest.raises(UnreadableExport):
         list(read_users(path))
+
+
+HEADING = "id,userPrincipalName,displayName"
+WANTED = {"userName": "userPrincipalName", "externalId": "objectId", "title": "jobTitle"}
+
+
+def examined(path: Path, content: str | bytes, needed: tuple[str, ...] = ("userName",)) -> Examined:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return examine(path, WANTED, needed, lambda count: None)
+
+
+def test_a_file_of_any_form_is_read_and_all_its_mistakes_are_said_at_once(tmp_path: Path) -> None:
+    """Marks, separators and encodings of spreadsheets are no mistake; what is one is named by line, before anything is sent."""
+    path = tmp_path / "users.csv"
+    lines = [HEADING, 'o1,a@contoso.example,"Ada,\nof two lines"', "o2,b@contoso.example,Bäb"]
+    plain = "\r\n".join(lines)
+    semicolons = plain.replace("Ada,", "Ada ").replace(",", ";")
+    for content in (
+        plain.encode("utf-8-sig"),
+        plain.encode("utf-16"),
+        plain.replace(",", "\t").replace("Ada\t", "Ada ").encode("utf-16-le"),
+        f"sep=;\r\n{semicolons}",
+        semicolons,
+        plain + "\r\n\r\n,,\r\n",
+    ):
+        assert examined(path, content) == Examined(users=2, repeats=frozenset(), absent=("jobTitle",)), content
+        assert [user["displayName"][-3:] for user in read_users(path)] == ["nes", "Bäb"]
+
+    twice = examined(path, f"{plain}\n{lines[2]}\n")
+    assert (twice.users, twice.repeats) == (2, {2}), "an equal line is no mistake"
+
+    with pytest.raises(UnreadableExport) as told:
+        examined(path, f"{plain}\no1,z@contoso.example,Zoe\no4,d@contoso.example\no5,e,f,g\n", ("userName", "title"))
+    assert str(told.value).splitlines() == [
+        "users.csv: 4 problems",
+        "  no column 'jobTitle', of which title is made; --map title=COLUMN names another. "
+        "It has: displayName, id, userPrincipalName",
+        "  line 5 has the object id of line 2, and other values",
+        "  line 6 has 2 cells, and the heading 3 columns",
+        "  line 7 has 4 cells, and the heading 3 columns",
+    ]
+    for content, sentence in (
+        (plain.encode("latin-1"), "it is not UTF-8 text; save it as CSV UTF-8"),
+        (
+            f'{HEADING}\no1,a,b\no2,"b,c\nd,e,f\n',
+            "after line 2 it cannot be read as CSV: a quotation mark is never closed",
+        ),
+        (b"PK\x03\x04binary", "it is a workbook; save it as CSV UTF-8"),
+        (HEADING, "it holds no users"),
+        ("", "it is empty; its first line must name the columns"),
+        (f"{HEADING},ID,id\no1,a,b,c,d\n", "its heading names id twice"),
+    ):
+        with pytest.raises(UnreadableExport, match=re.escape(sentence)):
+            examined(path, content)
+
+    many = io.StringIO()
+    many.write(f"{HEADING}\n")
+    for n in range(100_000):
+        many.write(f"o{n},u{n}@contoso.example,{'only one cell' if n % 1_000 else 'one,too many'}\n")
+    begun = time.monotonic()
+    with pytest.raises(UnreadableExport) as told:
+        examined(path, many.getvalue())
+    assert len(str(told.value).splitlines()) == 22
+    assert str(told.value).endswith("and 80 more")
+    assert time.monotonic() - begun < 10
 
 
 def test_an_exported_user_becomes_the_document_of_the_mapping() -> None:
