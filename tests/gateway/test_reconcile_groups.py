@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from deploy.emulators.scim_service import Resource
+from gateway import reports_store as kept
+from gateway.lifecycle import Row
 from gateway.patch import MemberChange
+from gateway.store import Store, Transaction
 from schemas.states import State
 from tests.conftest import NatsServer
 from tests.gateway.compared import TARGET, Compared, compared
+from tests.gateway.test_store import location, postgres, postgres_url, store  # noqa: F401 - fixtures
 
 
 class Groups:
@@ -57,6 +61,30 @@ class Groups:
         assert answer.row is not None, answer.error
         await self.here.is_in(answer.row.id, State.APPLIED)
         return answer.row.id
+
+
+async def test_memberships_are_opened_again_as_they_were_seen(store: Store) -> None:  # noqa: F811 - the fixture
+    """On both engines: missing ones are to be added, strangers to be removed, and what changed meanwhile stays as it is."""
+
+    def seen(ledger: Transaction) -> None:
+        for name, kind in (("g", "group"), ("a", "user"), ("b", "user"), ("c", "user"), ("d", "user")):
+            ledger.save(Row(id=name, target="t", kind=kind, account_id=f"at-{name}", document=b'{"userName":"x"}'))
+        ledger.change_members("g", [MemberChange("add", ("a", "b", "c"))])
+        ledger.settle_members("g", ["a", "b"], [], anew=False)
+        kept.reopen_members(ledger, "g", ["b", "c", "d"], ["a", "d"])
+
+    await store.run(seen)
+
+    members = await store.read_slow(lambda reader: kept.members_after(reader, "t", "g", ""))
+    assert [(one.member, one.account_id, one.firm) for one in members] == [
+        ("a", "at-a", True),
+        ("b", "at-b", False),
+        ("c", "at-c", False),
+        ("d", "at-d", False),
+    ]
+    steps = await store.run(lambda ledger: ledger.member_steps(ledger.row("g")))
+    assert [one.id for one in steps.add] == ["b", "c"]
+    assert [one.id for one in steps.remove] == ["d"], "a is wished by now"
 
 
 async def test_groups_and_members_are_compared_and_mended_by_the_engine(
