@@ -553,9 +553,14 @@ class Sofa(Connector[Settings, Account]):
         try:
             _, users = await self.scim.page(None, query={"startIndex": "1", "count": "1"})
         except Misconfigured as exc:
-            if exc.code not in _SETUP_FINDINGS:
-                raise
-            return [Finding(level="error", code=_SETUP_FINDINGS[exc.code], message=exc.message)]
+            match exc.code:
+                case "other_synchronization":
+                    return [Finding(level="error", code="other_synchronization", message=exc.message)]
+                case "forbidden":
+                    return [Finding(level="error", code="synchronization_disabled", message=exc.message)]
+                case "wrong_address":
+                    return [Finding(level="error", code="synchronization_deleted", message=exc.message)]
+            raise
         findings = [
             Finding(level="ok", code="reachable", message=f"{TITLE} accepts the key; {users} users are visible.")
         ]
@@ -1048,14 +1053,6 @@ class _NoDirectory:
     def names(self, kind: str) -> Sequence[Mapping[str, Any] | str]:
         """None."""
         return ()
-
-
-_SETUP_FINDINGS = {
-    "other_synchronization": "other_synchronization",
-    "forbidden": "synchronization_disabled",
-    "wrong_address": "synchronization_deleted",
-}
-"""What a refusal of the whole target says about the setup in Sofa (S3, S18, S15)."""
 
 
 def _expiry(key: AccessKey) -> date:

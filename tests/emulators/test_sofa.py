@@ -381,6 +381,10 @@ async def test_a_second_synchronization_is_refused(vendor, kind):
 
     assert (await vendor.call("DELETE", "/__emu/synchronization"))[0] == 200
     assert (await vendor.call("POST", "/__emu/synchronizations", {"name": "Second", "kind": kind}))[0] == 200
+    vendor.emulator.revoke_token(revoked=False)
+    status, body = await vendor.call("GET", "/scim/Second/Users")
+    assert status == (401 if kind == "scim" else 409), "without a key of its own; or with what is in the way of SCIM"
+    assert kind == "scim" or f"kind {kind}" in body["detail"]
     assert (await vendor.edit(kind="ldap" if kind != "ldap" else "scim"))[0] == 400
 
 
