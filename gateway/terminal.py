@@ -451,6 +451,10 @@ def _history(history: Sequence[Mapping[str, Any]], now: float) -> Table:
             cell.append(plain(f"delivery {entry['fence']}.{entry['delivery']}: {entry['result']}", style))
             if entry["message"]:
                 cell.append(plain(entry["message"]))
+            remarks = entry.get("remarks") or {}
+            cell += [plain(text, "yellow") for text in remarks.get("warnings", ())]
+            if remarks.get("ignored"):
+                cell.append(plain(f"ignored, the product cannot hold it: {', '.join(remarks['ignored'])}", "yellow"))
             cell += [plain(_step(step), "bright_black") for step in entry["steps"]]
         _row(table, ago(entry["at"], now), entry["generation"], Group(*cell))
     return table
@@ -694,13 +698,12 @@ def _compact(value: Any) -> str:
 
 def _would_call(number: int, call: Mapping[str, Any]) -> RenderableType:
     """One call as it would go out: method and address, headers, body."""
-    remark = "   (the product holds this already)" if call["same"] else ""
     url = call["url"]
     if call["query"]:
         url += "?" + "&".join(f"{name}={value}" for name, value in call["query"].items())
-    lines: list[RenderableType] = [
-        Text.assemble(plain(f"{call['method']} {url}", "bold"), plain(remark, "bright_black"), overflow="fold")
-    ]
+    lines: list[RenderableType] = [Text.assemble(plain(f"{call['method']} {url}", "bold"), overflow="fold")]
+    if call["same"]:
+        lines.append(plain("changes nothing: the product holds all of this", "green"))
     lines += [plain(f"{name}: {value}", "bright_black") for name, value in call["headers"].items()]
     if call["body"] is not None:
         body = plain(json.dumps(call["body"], ensure_ascii=False, indent=2))
@@ -915,12 +918,14 @@ def _lines(
     if not some:
         return []
     order = {name: place for place, name in enumerate(words)}
-    table = _table("Class", "User", "Who", "Account", "Cause, or what differs")
+    table = _table("Class", "Who", "Cause, or what differs")
     for line in sorted(some, key=lambda line: order.get(line["class"], len(order))):
         why = line["message"] or " ".join(
             filter(None, (_CODE_WORDS.get(line["code"], line["code"]), ", ".join(line["attributes"])))
         )
-        _row(table, line["class"], line["resource"], line["label"], line["account_id"], why)
+        ids = [f"{what} {id_}" for what, id_ in (("Entra", line["resource"]), ("there", line["account_id"])) if id_]
+        who = [plain(line["label"])] if line["label"] else []
+        _row(table, line["class"], Group(*who, *(plain(text, "bright_black") for text in ids)), why)
     more = sum(counts.values()) - len(some)
     rest = [
         plain(f"and {counted(more, 'line')} more; --first N shows more of each class, --csv FILE writes all", "cyan")

@@ -684,17 +684,19 @@ def _history(
             worker=attempt.worker,
             took_s=round(max(0.0, attempt.ended_at - attempt.started_at), 3),
             steps=msgspec.json.decode(attempt.steps),
-            remarks=_remarks(attempt.remarks),
+            remarks=_remarks(attempt.remarks, said),
         )
         for attempt in attempts
     ]
     return tuple(sorted(entries, key=lambda entry: -entry.at)[:HISTORY_MAX])
 
 
-def _remarks(raw: bytes | msgspec.Raw) -> dict[str, Any] | None:
+def _remarks(raw: bytes | msgspec.Raw, said: Callable[[str | None], str]) -> dict[str, Any] | None:
     """What else the worker said, without what names people."""
     remarks = msgspec.json.decode(raw)
     kept = {name: value for name, value in remarks.items() if name in _REMARKS_SHOWN}
+    if remarks.get("warnings"):
+        kept["warnings"] = [said(text) for text in remarks["warnings"]]
     return kept or None
 
 

@@ -189,6 +189,20 @@ async def test_a_person_is_shown_with_both_halves_masked_until_asked(here: Opera
     assert (nobody.code, nobody.err) == (NOT_FINE, "")
 
 
+async def test_what_was_applied_with_a_remark_says_so_in_the_history(here: Operated) -> None:
+    """A8, A13: what the product cannot hold, and what a connector has to say about a delivery that went well; values masked."""
+    remark = "There is no agent to carry the name of ada@contoso.example."
+    told = {"ignored": ("title", "name.honorificPrefix"), "warnings": (remark,), "account_id": "a1", "created": True}
+    await here.comes_to(await here.created("ada"), Result.APPLIED, **told)
+
+    shown = await here.typed("user", "show", "external-ada")
+
+    said = " ".join(shown.out.split())
+    assert "ignored, the product cannot hold it: title, name.honorificPrefix" in said
+    assert "There is no agent to carry the name of" in said
+    assert "ada@contoso.example" not in said
+
+
 async def test_a_person_at_every_stage_can_be_shown(here: Operated) -> None:
     """Applied, on its way, retrying, held, discarded: whatever is missing in a row is no reason to fail."""
     retrying = await here.created("rita")
