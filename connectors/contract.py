@@ -75,7 +75,6 @@ class Delivery(Struct, kw_only=True):
     idempotency_key: str = ""
     steps: list[Step] = []
     warnings: list[str] = []
-    ignored: list[str] = []
     accounts: dict[str, str] = {}
     unresolved: list[str] = []
     created_by_us: bool | None = None
@@ -214,7 +213,15 @@ class Connector(Generic[Settings, Account]):
 
         Args:
             account: the normalized wish when one is about to be created (its own natural keys are looked up too, and reported
-                under the first identity); None when only looking. An identity that cannot be normalized matches nothing.
+                under the first identity); None when only looking.
+            identities: what the person is or was called, `connectors.contract.Identity`; take them apart with
+                `schemas.events.split_identity`. One that cannot be normalized matches nothing.
+
+        Returns:
+            One entry per account and identity; empty when nobody is there. An answer that cannot be read is no empty one.
+
+        Raises:
+            Unavailable, RateLimited, Misconfigured: as `self.http` raised them.
         """
         raise NotImplementedError
 
@@ -238,7 +245,11 @@ class Connector(Generic[Settings, Account]):
         raise NotImplementedError
 
     async def delete(self, account_id: str, ctx: Delivery) -> None:
-        """Delete, or deactivate where the product or the settings say so; an account that is gone is fine (rule A6)."""
+        """Delete, or deactivate where the product or the settings say so; an account that is gone is fine (rule A6).
+
+        Raises:
+            Unavailable, RateLimited, Misconfigured, Blocked: as `create`; never Gone.
+        """
         raise NotImplementedError
 
     async def close(self) -> None:
@@ -262,7 +273,23 @@ class VendorHttp(Protocol):
         expect: Sequence[int] = (),
         idempotent: bool | None = None,
     ) -> VendorResponse:
-        """Send one call; see `connectors/http.py`."""
+        """Send one call and record it as a step of `ctx`.
+
+        Args:
+            ctx: the delivery; without it there is no step, no trace and no deadline, so only calls of no delivery go without.
+            path: template below the base URL, e.g. `/Users/{id}`; only the template is recorded and shown.
+            parts: values of the template, encoded whole.
+            query: encoded whole; never recorded.
+            json: body as JSON.
+            form: body as a form, instead of JSON.
+            headers: besides those of the signature; a `Content-Type` here wins.
+            expect: statuses above 299 that are an answer here, not an error.
+            idempotent: may be repeated within this call; GET and HEAD are unless told otherwise.
+
+        Raises:
+            Rejected, Conflict, Gone, Misconfigured, RateLimited: by the answer's status, see `connectors/http.py`.
+            Unavailable: no answer; `ambiguous` when a write may have taken effect.
+        """
 
 
 class VendorResponse(Struct, frozen=True):
@@ -459,7 +486,11 @@ class PutsGroups(Protocol):
         """Groups that answer to any of the identities, or to this group's own natural keys; reads only."""
 
     async def put_group(self, group_id: str | None, group: Group, ctx: Delivery) -> str:
-        """Create or rename; returns the product's id."""
+        """Create the group (`group_id` None, called only after `find_group` came back empty) or rename it; its id.
+
+        Raises:
+            Gone: the group of this id does not exist any more. Others as `Connector.create`.
+        """
 
     async def change_members(self, group_id: str, add: Sequence[str], remove: Sequence[str], ctx: Delivery) -> None:
         """Add and remove members by account id; both are sets and safe to repeat."""

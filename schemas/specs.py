@@ -18,6 +18,8 @@ class Attribute(Struct, frozen=True, omit_defaults=True):
         required: the product refuses accounts without it.
         note: one remark for the Entra admin's mapping table.
         source: the Entra source or expression to map from.
+        type: of its values, for /Schemas.
+        multi_valued: it is a list.
     """
 
     path: str
@@ -63,12 +65,14 @@ class Spec(Struct, frozen=True, omit_defaults=True, kw_only=True):
         rate_limit: None when the product names none.
         concurrency_max: how many calls to the product may run at once per worker.
         on_delete: what a SCIM DELETE does there unless configured otherwise.
-        capabilities: optional parts of the contract this connector has.
+        capabilities: optional parts of the contract this connector has, by the names in `connectors/README.md`; what is not
+            named here is never asked for.
         settle_s: how long after a write the product's lists may still show what was before it.
         rights_settle_s: for how long the product may refuse a right that was given just now; only then a refusal is an alert.
         support: `documented` when built from the vendor's public interface, `assumed` when the contract is ours.
         pitfalls: what an admin should know beforehand, a sentence each.
         notes: what its deliveries note about resources, for operators to list.
+        any_attribute: takes attributes of any name, and ignores none.
     """
 
     name: str

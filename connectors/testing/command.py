@@ -417,6 +417,19 @@ dependencies = ["provgate"]
 
 [tool.hatch.build.targets.wheel]
 packages = ["{package}"]
+
+[tool.ruff]
+line-length = 120
+
+[tool.ruff.lint.isort]
+known-first-party = ["{package}", "connectors", "schemas"]
+
+[tool.mypy]
+strict = true
+packages = ["{package}"]
+
+[tool.pytest.ini_options]
+testpaths = ["tests"]
 """
 
 _PACKAGE_TEST = '''\

@@ -413,11 +413,98 @@ class GenericRest(Conformance):
         ]
 
 
+class GenericRestByCalls(GenericRest):
+    """The other end of what is declared: nobody is found by a parameter, and states, roles and members have calls of their own."""
+
+    not_applicable: ClassVar[Mapping[str, str]] = {}
+    create_group_call = ("POST", "/api/groups$")
+
+    def emulator(self) -> Emulator | None:
+        """Operations, next pages at addresses of their own, invited users, memberships with ids."""
+        return RestServiceEmulator(
+            token=self.credential,
+            rate_per_s=0,
+            page_max=self.page_size,
+            paging="path",
+            patch="operations",
+            states="calls",
+            members="memberships",
+            ids="text",
+            quirks=["invites", "off_first"],
+        )
+
+    def settings(self, url: str, secret: str) -> dict[str, Any]:
+        """Those calls."""
+        table = super().settings(url, secret)
+        one = {"item": "data"}
+        pages = {"parameter": "offset", "size_parameter": "limit", "size": self.page_size}
+        return {
+            **table,
+            "update": "json_patch",
+            "off_before_delete": True,
+            "endpoints": {
+                **table["endpoints"],
+                "activate": {"path": "/users/{id}/enable", **one},
+                "deactivate": {"path": "/users/{id}/disable", **one},
+                "roles": {"path": "/users/{id}/roles", "items": "roles"},
+                "grant": {"path": "/users/{id}/roles", "body": {"name": "{role}"}},
+                "revoke": {"path": "/users/{id}/roles/{role}"},
+            },
+            "attributes": {
+                **table["attributes"],
+                "roles": {"field": "role.name", "through": "calls", "values": {"Agent": "agent"}},
+            },
+            "identity": {"userName": {"scan": True}},
+            "active": {"way": "calls", "field": "status", "on": "enabled", "off": "disabled", "also_on": ["invited"]},
+            "paging": {
+                "way": "cursor",
+                "parameter": "cursor",
+                "next": "meta.next",
+                "size_parameter": "limit",
+                "size": 3,
+            },
+            "groups": {
+                "name": "name",
+                "external_id": "external_id",
+                "lookup": {"scan": True},
+                "paging": {"way": "offset", "first": 0, "more": "more", **pages},
+                "members": {"id": "user.id", "membership": "id"},
+                "endpoints": {
+                    "list": {"path": "/groups", "items": "groups"},
+                    "read": {"path": "/groups/{id}", "item": "group"},
+                    "create": {"path": "/groups", "item": "group"},
+                    "update": {"path": "/groups/{id}", "item": "group"},
+                    "delete": {"path": "/groups/{id}"},
+                    "members": {"path": "/groups/{id}/members", "items": "members"},
+                    "add": {
+                        "path": "/memberships",
+                        "body": {"group_id": "{id:number}", "user_id": "{member}"},
+                    },
+                    "remove": {"path": "/memberships/{membership}"},
+                },
+            },
+        }
+
+    def accounts(self, bench: Bench) -> list[Seen]:
+        """Users; who is invited is let in."""
+        return [
+            Seen(f"crm|{held['id']}", held["login"], held["status"] != "disabled", (held["name"]["first"] or "",))
+            for held in bench.product.state()["users"].values()
+        ]
+
+    def groups(self, bench: Bench) -> list[SeenGroup]:
+        """Groups with the ids of their users."""
+        return [
+            SeenGroup(held["id"], held["name"], frozenset(f"crm|{one}" for one in held["members"]))
+            for held in bench.product.state()["groups"].values()
+        ]
+
+
 SHIPPED: Mapping[str, tuple[type[Conformance], ...]] = {
     "babelforce": (Babelforce, BabelforceScim),
     "bobs_business": (BobsBusiness,),
     "observe": (Observe,),
-    "rest": (GenericRest,),
+    "rest": (GenericRest, GenericRestByCalls),
     "scim": (GenericScim, GenericScimPut),
     "sofa": (Sofa,),
     "talkdesk": (Talkdesk,),

@@ -170,6 +170,9 @@ def test_a_package_of_its_own_edits_nothing_that_exists(tmp_path: Path) -> None:
     (trial,) = json.loads(tried.stdout)["trials"]
     assert trial["trial"] == "ToyShopTrial"
     assert {verdict["promise"] for verdict in trial["verdicts"] if verdict["verdict"] != "kept"} == set(WITHOUT_GROUPS)
+    ruff = Path(sys.executable).with_name("ruff")
+    linted = subprocess.run([ruff, "check", "--no-cache", "."], cwd=package, capture_output=True, text=True)
+    assert linted.returncode == 0, linted.stdout
 
 
 @pytest.mark.parametrize(
