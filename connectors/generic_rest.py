@@ -6,6 +6,7 @@ kept: values take the product's form, accounts are found, made, changed, switche
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -227,6 +228,11 @@ remedy = "Buy a seat or free one."
             body_bytes_max=settings.body_bytes_max,
         )
 
+    def __new__(cls, settings: Settings, http: VendorHttp) -> GenericRest:
+        """With groups where they are declared; a connector that has no groups has none of their methods."""
+        wanted = GenericRestWithGroups if settings.groups is not None and cls is GenericRest else cls
+        return super().__new__(wanted)
+
     def __init__(self, settings: Settings, http: VendorHttp) -> None:
         super().__init__(settings, http)
         self.title = settings.title
@@ -253,7 +259,7 @@ remedy = "Buy a seat or free one."
                 continue
             value = self._bound(path, binding, read(user, path))
             if binding.through == "calls":
-                roles = roles if value is UNSET else tuple(value)
+                roles = roles if value is UNSET else tuple(value or ())
                 continue
             if value is UNSET and binding.default is not None:
                 creating[binding.field] = binding.default
@@ -382,7 +388,7 @@ remedy = "Buy a seat or free one."
             self._enter(account_id, account)
         if states is not None:
             await self._after_create(states, account_id, answer, ctx, wanted=wanted)
-        await self._give(account_id, account, ctx)
+        await self._give(account_id, account, ctx, is_new=True)
         return account_id
 
     async def update(self, account_id: str, account: Account, ctx: Delivery) -> None:
@@ -431,7 +437,7 @@ remedy = "Buy a seat or free one."
         else:
             await self._switch(account_id, ctx, on=False)
 
-    async def _give(self, account_id: str, account: Account, ctx: Delivery) -> None:
+    async def _give(self, account_id: str, account: Account, ctx: Delivery, *, is_new: bool = False) -> None:
         """Roles that come and go by calls: what is missing is given, and what is too many is taken.
 
         Where the settings name the product's roles one by one (values), others are nobody's business here.
@@ -440,9 +446,13 @@ remedy = "Buy a seat or free one."
             return
         binding = self.settings.attributes["roles"]
         held: dict[str, Any] = {}
-        async for one in self.calls.all("roles", ctx, values={"id": account_id}, id_field=binding.field):
-            value = at(one, binding.field) if isinstance(one, Mapping) else one
-            held[text_of(value)] = value
+        try:
+            async for one in self.calls.all("roles", ctx, values={"id": account_id}, id_field=binding.field):
+                value = at(one, binding.field) if isinstance(one, Mapping) else one
+                held[text_of(value)] = value
+        except Gone:
+            if not is_new:
+                raise
         wanted = {text_of(role): role for role in account.roles}
         ours = {text_of(role) for role in binding.values.values()} if binding.other != "keep" else set()
         for name, role in held.items():
@@ -453,7 +463,8 @@ remedy = "Buy a seat or free one."
                     continue
         for name, role in wanted.items():
             if name not in held:
-                await self.calls.send("grant", ctx, values={"id": account_id, "role": role})
+                with contextlib.suppress(Conflict):  # held already: reads may lag behind
+                    await self.calls.send("grant", ctx, values={"id": account_id, "role": role})
 
     async def list_accounts(self, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
         """One page of accounts."""
@@ -506,45 +517,6 @@ remedy = "Buy a seat or free one."
     def _compared(self) -> dict[str, Binding]:
         bound = self.settings.attributes.items()
         return {path: binding for path, binding in bound if path != MANAGER and binding.through == "field"}
-
-    # Groups -----------------------------------------------------------------------------------------------------------
-
-    @property
-    def _group_part(self) -> RestGroups:
-        if self._groups is None:
-            raise Rejected(
-                f"{self.title} takes no groups here (the table groups); set group provisioning to off in Entra.",
-                code="no_groups",
-            )
-        return self._groups
-
-    async def list_groups(self, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
-        """One page of groups."""
-        return await self._group_part.listed(cursor)
-
-    def expected_group(self, group: Group) -> Expected | None:
-        """Name, and the field for Entra's id where there is one."""
-        return self._group_part.expected(group) if self._groups is not None else None
-
-    async def list_members(self, group_id: str, cursor: str | None) -> tuple[list[str], str | None]:
-        """Whom a group holds, page by page."""
-        return await self._group_part.members(group_id, cursor)
-
-    async def find_group(self, group: Group | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
-        """By name."""
-        return await self._group_part.find(group, identities, ctx)
-
-    async def put_group(self, group_id: str | None, group: Group, ctx: Delivery) -> str:
-        """Create without members, or write what differs."""
-        return await self._group_part.put(group_id, group, ctx)
-
-    async def change_members(self, group_id: str, add: Sequence[str], remove: Sequence[str], ctx: Delivery) -> None:
-        """What differs, by calls or as a whole list."""
-        await self._group_part.change_members(group_id, add, remove, ctx)
-
-    async def delete_group(self, group_id: str, ctx: Delivery) -> None:
-        """The group only; its users stay."""
-        await self._group_part.delete(group_id, ctx)
 
     # Rehearsing -------------------------------------------------------------------------------------------------------
 
@@ -991,6 +963,44 @@ remedy = "Buy a seat or free one."
                 code="already_there",
                 ambiguous=True,
             ) from None
+
+
+class GenericRestWithGroups(GenericRest):
+    """The same for a product whose groups are declared."""
+
+    @property
+    def kept_groups(self) -> RestGroups:
+        """The part that keeps them."""
+        assert self._groups is not None, "made for declared groups only"
+        return self._groups
+
+    async def list_groups(self, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
+        """One page of groups."""
+        return await self.kept_groups.listed(cursor)
+
+    def expected_group(self, group: Group) -> Expected | None:
+        """Name, and the field for Entra's id where there is one."""
+        return self.kept_groups.expected(group)
+
+    async def list_members(self, group_id: str, cursor: str | None) -> tuple[list[str], str | None]:
+        """Whom a group holds, page by page."""
+        return await self.kept_groups.members(group_id, cursor)
+
+    async def find_group(self, group: Group | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
+        """By name."""
+        return await self.kept_groups.find(group, identities, ctx)
+
+    async def put_group(self, group_id: str | None, group: Group, ctx: Delivery) -> str:
+        """Create without members, or write what differs."""
+        return await self.kept_groups.put(group_id, group, ctx)
+
+    async def change_members(self, group_id: str, add: Sequence[str], remove: Sequence[str], ctx: Delivery) -> None:
+        """What differs, by calls or as a whole list."""
+        await self.kept_groups.change_members(group_id, add, remove, ctx)
+
+    async def delete_group(self, group_id: str, ctx: Delivery) -> None:
+        """The group only; its users stay."""
+        await self.kept_groups.delete(group_id, ctx)
 
 
 def _with_siblings(held: Mapping[str, Any] | None, changed: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:

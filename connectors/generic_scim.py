@@ -27,8 +27,12 @@ from connectors.contract import (
     VendorResponse,
 )
 from connectors.declared import (
+    ADDRESS_PARTS,
+    ENTERPRISE_NAMES,
     FIELDS_MAX,
     MANAGER,
+    NAME_PARTS,
+    SINGLE,
     TITLE_CHARS_MAX,
     CallRate,
     ScimPath,
@@ -40,7 +44,8 @@ from connectors.declared import (
     taken_apart,
 )
 from connectors.http import error_of
-from connectors.scim import GROUP_BYTES_MAX, ScimClient, checked_id, ignored_paths, literal, texts
+from connectors.scanned import Row, Scanned
+from connectors.scim import GROUP_BYTES_MAX, ScimClient, checked_id, ignored_paths, literal, shown_id, texts
 from schemas.config import Mistakes
 from schemas.errors import Blocked, Conflict, Gone, Misconfigured, NormalizationError, Rejected, Unavailable
 from schemas.events import identity, split_identity
@@ -77,8 +82,16 @@ DEFAULT_ATTRIBUTES = (
 """Entra's default mapping without the manager, whose value is an id of this gateway."""
 
 Constant = str | bool | int
+_FILTER_PATH = re.compile(r'[A-Za-z$][\w.:$-]*(\[type eq "[^"\\]{1,40}"\])?(\.[A-Za-z$][\w$-]*)?', re.ASCII)
 _KIND_PATH = re.compile(r"/[A-Za-z0-9_.-]{1,60}")
 _NO_PATCH = (405, 501)
+_REFUSALS = (400, 409, 422)
+_FRAME_NAMES = (
+    "id", "externalId", "meta", "schemas", "location", "version", "userName", "displayName", "active", "members", "value", "type",
+    "Resources", "totalResults", "nextCursor", "scimType", "detail", "supported", *SINGLE, *NAME_PARTS, *ADDRESS_PARTS,
+    *ENTERPRISE_NAMES, "name", "emails", "phoneNumbers", "addresses", "roles", "manager", USER_SCHEMA, GROUP_SCHEMA,
+)  # fmt: skip
+"""Spelled as in RFC 7643; products that use other letter case mean the same (section 2.1)."""
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -111,6 +124,12 @@ class Settings(Struct, frozen=True, kw_only=True):
     foreign: Annotated[
         Literal["refuse", "adopt"], Meta(description="an account found that carries another externalId")
     ] = "refuse"
+    filter_on: Annotated[
+        dict[str, str],
+        Meta(
+            description='what a look-up filters by instead, e.g. userName = "emails.value"; the answer is compared all the same'
+        ),
+    ] = {}
     booleans: Annotated[Literal["json", "text"], Meta(description='true, or the text "True"')] = "json"
     update: Annotated[
         Literal["auto", "patch", "put"], Meta(description="auto asks the product's ServiceProviderConfig")
@@ -128,8 +147,23 @@ class Settings(Struct, frozen=True, kw_only=True):
         Literal["index", "cursor", "none"], Meta(description="startIndex, cursor (RFC 9865), or one answer")
     ] = "index"
     page_size: Annotated[int, Meta(ge=1, le=1_000, description="resources on one page")] = 100
+    first_index: Annotated[Literal[0, 1], Meta(description="startIndex of the first resource")] = 1
+    trusts_total: Annotated[
+        bool, Meta(description="false where totalResults is wrong: a list then ends with an empty page")
+    ] = True
+    nobody_status: Annotated[Literal[200, 404], Meta(description="404 where a look-up of nobody is answered so")] = 200
+    enterprise_urn: Annotated[str, Meta(description="what the enterprise extension is called there")] = (
+        ENTERPRISE_SCHEMA
+    )
     etag: Annotated[bool, Meta(description="write only on the version that was read (If-Match)")] = False
     groups: Annotated[bool, Meta(description="the product takes groups")] = True
+    group_external_id: Annotated[bool, Meta(description="groups carry Entra's id (externalId)")] = True
+    members: Annotated[
+        Literal["filtered", "listed", "whole"],
+        Meta(
+            description='PATCH: who leaves is members[value eq "id"], or a list of values, or the whole list is replaced'
+        ),
+    ] = "filtered"
     members_per_call: Annotated[int, Meta(ge=1, le=1_000, description="members that come or go in one call")] = 100
     on_delete: Annotated[Literal["delete", "deactivate"], Meta(description="what a SCIM DELETE does there")] = "delete"
     media_type: Annotated[
@@ -177,6 +211,16 @@ class Settings(Struct, frozen=True, kw_only=True):
             found.append(("omit", "userName is what accounts are known by"))
         if "externalId" in self.match and "externalId" not in supplied:
             found.append(("match", "externalId is not among the attributes that are sent"))
+        for name, path in self.filter_on.items():
+            known = ("userName", "externalId", "displayName")
+            if name not in known:
+                found.append((f"filter_on.{name}", f"nothing is looked up by it{did_you_mean(name, known)}"))
+            if _FILTER_PATH.fullmatch(path) is None:
+                found.append((f"filter_on.{name}", "must lead to an attribute such as emails.value"))
+        if self.filter_on and self.filter == "scan":
+            found.append(("filter_on", 'means nothing with filter = "scan"'))
+        if re.fullmatch(r"urn:[A-Za-z0-9][A-Za-z0-9.:_-]*", self.enterprise_urn) is None:
+            found.append(("enterprise_urn", "must be like urn:ietf:params:scim:schemas:extension:enterprise:2.0:User"))
         for name in ("users_path", "groups_path"):
             if _KIND_PATH.fullmatch(getattr(self, name)) is None:
                 found.append((name, "must be one part such as /Users"))
@@ -190,7 +234,15 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     def there(self, path: str) -> str:
         """The path the product wants an attribute under."""
+        if path not in self.rename and path.startswith(f"{ENTERPRISE_SCHEMA}:"):
+            return f"{self.enterprise_urn}{path.removeprefix(ENTERPRISE_SCHEMA)}"
         return self.rename.get(path, path)
+
+    def names(self) -> set[str]:
+        """Every name that may stand in an answer, as it is spelled here."""
+        paths = [taken_apart(path) for path in (*map(self.there, self.supplied()), *self.constants)]
+        parts = {part for path in paths if path is not None for part in (path.urn, path.name, path.sub)}
+        return {*parts, *_FRAME_NAMES} - {""}
 
 
 class Account(Struct, frozen=True, kw_only=True):
@@ -300,12 +352,20 @@ on_delete = "deactivate"
         super().__init__(settings, http)
         self.title = settings.title
         self.scim = ScimClient(
-            http, product=settings.title, media_type=settings.media_type, page_size=settings.page_size
+            http,
+            product=settings.title,
+            media_type=settings.media_type,
+            page_size=settings.page_size,
+            first_index=settings.first_index,
+            trusts_total=settings.trusts_total,
+            nobody_status=settings.nobody_status,
+            names=settings.names(),
         )
         self._spec = self.spec_for(settings)
         self._users = settings.users_path.strip("/")
         self._groups = settings.groups_path.strip("/")
         self._cannot_patch = False
+        self._scanned = {self._users: Scanned(), self._groups: Scanned()}
 
     # Users ------------------------------------------------------------------------------------------------------------
 
@@ -376,6 +436,11 @@ on_delete = "deactivate"
 
     async def find(self, account: Account | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
         """By userName and, where `match` says so, externalId. An identity of another kind matches nothing (0.2)."""
+        return await self._find(account, identities, ctx, fresh=account is None or ctx.ambiguous or ctx.attempt > 1)
+
+    async def _find(
+        self, account: Account | None, identities: Sequence[Identity], ctx: Delivery, *, fresh: bool = True
+    ) -> list[Found]:
         asked: dict[tuple[str, str], tuple[str, Identity]] = {}
         settings = self.settings
         if account is not None:  # in Entra's spelling; identities are folded
@@ -391,7 +456,8 @@ on_delete = "deactivate"
                 spelling, _ = asked.get((key, value.casefold()), (value, name))
                 asked[key, value.casefold()] = (spelling, name)
         found: dict[str, Found] = {}
-        rows = await self._looked_up(self._users, {key: spelling for key, (spelling, _) in asked.items()}, ctx)
+        spellings = {key: spelling for key, (spelling, _) in asked.items()}
+        rows = await self._looked_up(self._users, spellings, ctx, fresh=fresh)
         for (attribute, folded), (_, name) in asked.items():
             for held in rows[attribute, folded]:
                 account_id = self._id(held, "user")
@@ -405,19 +471,26 @@ on_delete = "deactivate"
         values = {path: value for path, value in self._values(account, ctx).items() if value not in (None, [])}
         if "active" in self.settings.supplied():
             values.setdefault(self.settings.there("active"), account.active)
-        answer = await self.scim.create(self._resource({}, values), ctx, kind=self._users, expect=(409,))
-        if answer.status == 409:
-            await self._taken(account, ctx)
-        held = self.scim.resource_of(answer, "POST", f"/{self._users}")
-        account_id = self._id(held, "user")
+        with self._scanned[self._users].in_doubt():
+            answer = await self.scim.create(self._resource({}, values), ctx, kind=self._users, expect=_REFUSALS)
+            if self._is_taken(answer, "POST", f"/{self._users}"):
+                await self._taken(account, ctx)
+            held = self.scim.resource_of(answer, "POST", f"/{self._users}")
+            account_id = self._id(held, "user")
+            self._enter(account_id, account)
         active = self.settings.there("active")
         if values.get(active) is False and _same(_held(held, active), True):  # some products switch every new user on
             answer = await self._written(self._users, account_id, held, {active: False}, ctx)
-            self._check_active(answer.body if isinstance(answer.body, dict) else {}, False)
+            self._check_active(self._shown(answer), False)
         return account_id
 
     async def update(self, account_id: str, account: Account, ctx: Delivery) -> None:
         """Read, compare, and write what differs: as PATCH, or merged into what is held as PUT (A4)."""
+        with self._scanned[self._users].in_doubt(account_id):
+            await self._update(account_id, account, ctx)
+            self._enter(account_id, account)
+
+    async def _update(self, account_id: str, account: Account, ctx: Delivery) -> None:
         held = await self.scim.read(account_id, ctx, kind=self._users)
         values = self._values(account, ctx)
         changed = {path: value for path, value in values.items() if not _same(_held(held, path), value)}
@@ -431,11 +504,15 @@ on_delete = "deactivate"
                 code="user_name_taken",
                 attribute="userName",
             )
-        if isinstance(answer.body, dict):
-            self._check_active(answer.body, changed.get(self.settings.there("active")))
+        self._check_active(self._shown(answer), changed.get(self.settings.there("active")))
 
     async def delete(self, account_id: str, ctx: Delivery) -> None:
         """The product's delete, or deactivation where the settings say so; one that is gone is fine."""
+        with self._scanned[self._users].in_doubt():
+            await self._delete(account_id, ctx)
+        self._scanned[self._users].wrote(account_id, None)
+
+    async def _delete(self, account_id: str, ctx: Delivery) -> None:
         if self.settings.on_delete == "delete":
             answer = await self.scim.delete(account_id, ctx, kind=self._users, expect=_NO_PATCH)
             if answer.status in _NO_PATCH:
@@ -454,8 +531,7 @@ on_delete = "deactivate"
             return
         if answer.status == 409:
             raise error_of(self.title, "PATCH", self.scim.path(f"/{self._users}/{{id}}"), answer)
-        if isinstance(answer.body, dict):
-            self._check_active(answer.body, False)
+        self._check_active(self._shown(answer), False)
 
     async def list_accounts(self, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
         """One page of users."""
@@ -548,7 +624,9 @@ on_delete = "deactivate"
             if "externalId" in self.settings.match and ours:
                 asked = {("externalId", ours.casefold()): (ours, first), **asked}
             asked["displayName", shown.casefold()] = (shown, first)
-        rows = await self._looked_up(self._groups, {key: spelling for key, (spelling, _) in asked.items()}, ctx)
+        fresh = group is None or ctx.ambiguous or ctx.attempt > 1
+        spellings = {key: spelling for key, (spelling, _) in asked.items()}
+        rows = await self._looked_up(self._groups, spellings, ctx, fresh=fresh)
         if group is not None:
             owned = rows.get(("externalId", self._group_external_id(group).casefold()), [])
             twins = rows["displayName", group.display_name.strip().casefold()]
@@ -572,8 +650,10 @@ on_delete = "deactivate"
         if ours := self._group_external_id(group):
             wish["externalId"] = ours
         if group_id is None:
-            answer = await self.scim.create({"schemas": [GROUP_SCHEMA], **wish}, ctx, kind=self._groups, expect=(409,))
-            if answer.status == 409:
+            self._scanned[self._groups].forget()
+            resource = {"schemas": [GROUP_SCHEMA], **wish}
+            answer = await self.scim.create(resource, ctx, kind=self._groups, expect=_REFUSALS)
+            if self._is_taken(answer, "POST", f"/{self._groups}"):
                 raise Conflict(
                     f"{self.title} has a group of this name already; it is looked at again.", attribute="displayName"
                 )
@@ -581,6 +661,7 @@ on_delete = "deactivate"
         held = await self.scim.read(group_id, ctx, kind=self._groups)
         changed = {path: value for path, value in wish.items() if not _same(_held(held, path), value)}
         if changed:
+            self._scanned[self._groups].forget()
             answer = await self._written(self._groups, group_id, held, changed, ctx)
             if answer.status == 409:
                 raise Conflict(
@@ -596,7 +677,7 @@ on_delete = "deactivate"
         Raises:
             Blocked: members the product does not know; all others are added first.
         """
-        if not await self._patches(ctx):
+        if self.settings.members == "whole" or not await self._patches(ctx):
             await self._replace_members(group_id, add, remove, ctx)
             return
         for chunk in self._chunks(remove):
@@ -614,6 +695,7 @@ on_delete = "deactivate"
 
     async def delete_group(self, group_id: str, ctx: Delivery) -> None:
         """The group only; its users stay."""
+        self._scanned[self._groups].forget()
         await self.scim.delete(group_id, ctx, kind=self._groups)
 
     # Reading ----------------------------------------------------------------------------------------------------------
@@ -650,7 +732,7 @@ on_delete = "deactivate"
         start, _, before = cursor.partition(":")
         begin = int(start) if start.isdecimal() else 1
         found, total = await self.scim.page(ctx, kind=kind, start=begin, members=members)
-        first = str(found[0].get("id", "")) if found else ""
+        first = str(shown_id(found[0]) or "") if found else ""
         if before and before == first:  # startIndex is ignored there, so this is the first page again
             return [], "", False
         following = begin + len(found)
@@ -675,26 +757,44 @@ on_delete = "deactivate"
             )
 
     async def _looked_up(
-        self, kind: str, asked: Mapping[tuple[str, str], str], ctx: Delivery
+        self, kind: str, asked: Mapping[tuple[str, str], str], ctx: Delivery, *, fresh: bool
     ) -> dict[tuple[str, str], list[dict[str, Any]]]:
         """Resources by attribute and folded value; answers are compared again, so that no stranger is handed out."""
-        rows: dict[tuple[str, str], list[dict[str, Any]]] = {key: [] for key in asked}
-        users = kind == self._users
-        there = {attribute: self.settings.there(attribute) if users else attribute for attribute, _ in asked}
         if self.settings.filter == "scan":
-            if asked:
-                async for held in self._all(kind, ctx):
-                    for attribute, folded in rows:
-                        if str(_held(held, there[attribute]) or "").casefold() == folded:
-                            rows[attribute, folded].append(held)
-            return rows
+            return await self._scanned[kind].find(asked, lambda: self._scan(kind, ctx), fresh=fresh) if asked else {}
+        rows = {}
         for (attribute, folded), spelling in asked.items():
-            query = {"filter": f"{there[attribute]} eq {literal(spelling)}"}
+            there = self._there(kind, attribute)
+            query = {"filter": f"{self.settings.filter_on.get(attribute, there)} eq {literal(spelling)}"}
             found, _ = await self.scim.page(ctx, kind=kind, query=query)
-            rows[attribute, folded] = [
-                held for held in found if str(_held(held, there[attribute]) or "").casefold() == folded
-            ]
+            rows[attribute, folded] = [held for held in found if str(_held(held, there) or "").casefold() == folded]
         return rows
+
+    def _there(self, kind: str, attribute: str) -> str:
+        return self.settings.there(attribute) if kind == self._users else attribute
+
+    async def _scan(self, kind: str, ctx: Delivery) -> AsyncIterator[Row]:
+        """Everybody, as small as a look-up needs them."""
+        async for held in self._all(kind, ctx):
+            yield self._row(kind, held)
+
+    def _row(self, kind: str, held: Mapping[str, Any]) -> Row:
+        small: dict[str, Any] = {"id": shown_id(held)}
+        keys = []
+        for attribute in ("userName" if kind == self._users else "displayName", "externalId"):
+            there = self._there(kind, attribute)
+            if value := str(_held(held, there) or ""):
+                keys.append((attribute, value.casefold()))
+                _put(small, there, value)
+        return Row(self._id(held, "user" if kind == self._users else "group"), tuple(keys), small)
+
+    def _enter(self, account_id: str, account: Account) -> None:
+        """What we wrote is known to the next look-ups without reading everything again."""
+        made: dict[str, Any] = {"id": account_id}
+        _put(made, self._there(self._users, "userName"), account.user_name)
+        if account.external_id:
+            _put(made, self._there(self._users, "externalId"), account.external_id)
+        self._scanned[self._users].wrote(account_id, self._row(self._users, made))
 
     async def _resource_findings(self) -> list[Finding]:
         """Resource types and schemas, where the product shows them."""
@@ -746,11 +846,11 @@ on_delete = "deactivate"
                 self._operations(held, changed),
                 ctx,
                 kind=kind,
-                expect=(409, 412, *(_NO_PATCH if self.settings.update == "auto" else ())),
+                expect=(*_REFUSALS, 412, *(_NO_PATCH if self.settings.update == "auto" else ())),
                 version=version,
             )
             if answer.status not in _NO_PATCH:
-                return self._unless_changed(answer)
+                return self._unless_changed(self._taken_as_409(answer, "PATCH", kind))
             self._cannot_patch = True
         core = USER_SCHEMA if kind == self._users else GROUP_SCHEMA
         answer = await self.scim.replace(
@@ -758,10 +858,31 @@ on_delete = "deactivate"
             self._resource(_writable(held), changed, core=core),
             ctx,
             kind=kind,
-            expect=(409, 412),
+            expect=(*_REFUSALS, 412),
             version=version,
         )
-        return self._unless_changed(answer)
+        return self._unless_changed(self._taken_as_409(answer, "PUT", kind))
+
+    def _taken_as_409(self, answer: VendorResponse, method: str, kind: str) -> VendorResponse:
+        taken = self._is_taken(answer, method, f"/{kind}/{{id}}")
+        return msgspec.structs.replace(answer, status=409) if taken else answer
+
+    def _is_taken(self, answer: VendorResponse, method: str, path: str) -> bool:
+        """Whether a write was refused because somebody else has the name: by 409, or by another refusal that says so.
+
+        Raises:
+            Rejected: another refusal.
+        """
+        if answer.status not in _REFUSALS:
+            return False
+        if answer.status != 409 and _scim_type(answer) != "uniqueness":
+            raise error_of(self.title, method, self.scim.path(path), answer)
+        return True
+
+    def _shown(self, answer: VendorResponse) -> Mapping[str, Any]:
+        """The resource in an answer; empty when there is none."""
+        shown = self.scim.spelled(answer.body)
+        return shown if isinstance(shown, dict) else {}
 
     def _unless_changed(self, answer: VendorResponse) -> VendorResponse:
         if answer.status == 412:
@@ -778,7 +899,8 @@ on_delete = "deactivate"
         resource: dict[str, Any] = _copied(kept)
         for path, value in values.items():
             _put(resource, path, self._wire(value))
-        known = [schema for schema in kept.get("schemas", ()) if isinstance(schema, str)]
+        told = kept.get("schemas")
+        known = [schema for schema in (told if isinstance(told, list) else ()) if isinstance(schema, str)]
         resource["schemas"] = list(
             dict.fromkeys([core, *known, *(name for name in resource if name.startswith("urn:"))])
         )
@@ -823,7 +945,7 @@ on_delete = "deactivate"
 
     async def _taken(self, account: Account, ctx: Delivery) -> None:
         """Why a user cannot be created. Always raises: an account that was merely found is linked by the gateway (R4)."""
-        found = await self.find(account, (), ctx)
+        found = await self._find(account, (), ctx)
         foreign = next((one.conflict for one in found if one.conflict), "")
         if foreign:
             raise Conflict(foreign, code="account_of_another", attribute="userName")
@@ -870,10 +992,11 @@ on_delete = "deactivate"
         return f"A group of this name exists in {self.title} and belongs to another group of Entra; rename one of them."
 
     def _group_external_id(self, group: Group) -> str:
-        return text(group.external_id).strip() if "externalId" in self.settings.supplied() else ""
+        sent = self.settings.group_external_id and "externalId" in self.settings.supplied()
+        return text(group.external_id).strip() if sent else ""
 
     def _id(self, held: Mapping[str, Any], what: str) -> str:
-        return checked_id(held.get("id"), f"{self.title} answered with a {what}")
+        return checked_id(shown_id(held), f"{self.title} answered with a {what}")
 
     # Members ----------------------------------------------------------------------------------------------------------
 
@@ -884,7 +1007,11 @@ on_delete = "deactivate"
 
     async def _remove_members(self, group_id: str, chunk: list[str], ctx: Delivery) -> None:
         """Who is not a member any more is removed already: products answer that with noTarget (RFC 7644 section 3.5.2.2)."""
-        operations = [{"op": "remove", "path": f"members[value eq {literal(one)}]"} for one in chunk]
+        operations: list[dict[str, Any]]
+        if self.settings.members == "listed":
+            operations = [{"op": "remove", "path": "members", "value": [{"value": one} for one in chunk]}]
+        else:
+            operations = [{"op": "remove", "path": f"members[value eq {literal(one)}]"} for one in chunk]
         version = await self._group_version(group_id, ctx)
         answer = await self.scim.patch(group_id, operations, ctx, kind=self._groups, expect=(400, 412), version=version)
         if self._unless_changed(answer).status != 400:
@@ -896,7 +1023,10 @@ on_delete = "deactivate"
 
     async def _add_members(self, group_id: str, chunk: list[str], ctx: Delivery, *, last: bool) -> bool:
         """False when a member is unknown there; of several, one stranger refuses all."""
-        operations = [{"op": "add", "path": "members", "value": [{"value": one} for one in chunk]}]
+        members = [{"value": one} for one in chunk]
+        operations: list[dict[str, Any]] = [{"op": "add", "path": "members", "value": members}]
+        if self.settings.path_style == "value":
+            operations = [{"op": "add", "value": {"members": members}}]
         version = await self._group_version(group_id, ctx)
         answer = await self.scim.patch(
             group_id, operations, ctx, kind=self._groups, expect=(400, 412, 422), version=version
@@ -919,15 +1049,8 @@ on_delete = "deactivate"
             return
         unknown: list[str] = []
         while True:
-            body = {**_writable(held), "members": [{"value": one} for one in wanted if one not in unknown]}
-            answer = await self.scim.replace(
-                group_id,
-                body,
-                ctx,
-                kind=self._groups,
-                expect=(400, 412, 422),
-                version=_version(held) if self.settings.etag else "",
-            )
+            members = [{"value": one} for one in wanted if one not in unknown]
+            answer = await self._members_written(group_id, held, members, ctx)
             if self._unless_changed(answer).status < 300:
                 break
             if unknown:
@@ -941,6 +1064,20 @@ on_delete = "deactivate"
                 raise error_of(self.title, "PUT", self.scim.path(f"/{self._groups}/{{id}}"), answer)
         if unknown:
             raise self._unknown_members(group_id, unknown)
+
+    async def _members_written(
+        self, group_id: str, held: Mapping[str, Any], members: Sequence[Mapping[str, str]], ctx: Delivery
+    ) -> VendorResponse:
+        """The whole list; the answer's status is a success, a refusal or 412."""
+        version = _version(held) if self.settings.etag else ""
+        expect = (400, 412, 422)
+        if not await self._patches(ctx):
+            body = {**_writable(held), "members": members}
+            return await self.scim.replace(group_id, body, ctx, kind=self._groups, expect=expect, version=version)
+        operation: dict[str, Any] = {"op": "replace", "path": "members", "value": members}
+        if self.settings.path_style == "value":
+            operation = {"op": "replace", "value": {"members": members}}
+        return await self.scim.patch(group_id, [operation], ctx, kind=self._groups, expect=expect, version=version)
 
     async def _still_there(self, member: str, answer: VendorResponse, method: str, ctx: Delivery) -> None:
         """A refused member is unknown, or the refusal means something else. Raises in the second case."""

@@ -40,7 +40,11 @@ class RestGroups:
     # Comparing --------------------------------------------------------------------------------------------------------
 
     async def listed(self, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
-        """As `ListsGroups.list_groups`."""
+        """As `ListsGroups.list_groups`. Raises Rejected where the product's groups cannot be listed."""
+        if self.groups.endpoints.list is None:
+            raise Rejected(
+                f"{self.title} cannot list its groups: its target has no groups.endpoints.list.", code="cannot_list"
+            )
         rows, following = await self.calls.page("group_list", None, cursor or "", id_field=self._id_field)
         page = []
         for held in rows:

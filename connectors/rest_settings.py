@@ -999,8 +999,8 @@ class Settings(Struct, frozen=True, kw_only=True):
                 found.append((f"endpoints.{name}", f"missing; {why} needs it"))
         if self.on_delete == "deactivate" and self.active is None:
             found.append(("active", 'missing; on_delete = "deactivate" needs it'))
-        if self.off_before_delete and (self.active is None or self.on_delete != "delete"):
-            found.append(("off_before_delete", 'needs active, and on_delete = "delete"'))
+        if self.off_before_delete and self.active is None:
+            found.append(("off_before_delete", "needs active"))
         if self.update == "json_patch" and self.encoding == "form":
             found.append(("encoding", 'a form cannot hold the operations of update = "json_patch"'))
         if self.paging.way != "none" and self.endpoints.list is None:

@@ -448,13 +448,13 @@ class RestServiceEmulator(Emulator):
         body = call.json()
         check_fields(body, {"name": str}, ("name",))
         if body["name"] in before["roles"]:
-            raise Refusal(409, "granted", "The user has this role", violation=True)
+            raise Refusal(409, "granted", "The user has this role")
         return self._changed(call, "grant", before, {**before, "roles": [*before["roles"], body["name"]]})
 
     def _revoke(self, call: Call) -> Answer:
         before = self._held(call, self.tables.rows)
         if call.params["role"] not in before["roles"]:
-            raise Refusal(404, "no_role", "The user does not have this role", violation=True)
+            raise Refusal(404, "no_role", "The user does not have this role")
         left = [role for role in before["roles"] if role != call.params["role"]]
         self._changed(call, "revoke", before, {**before, "roles": left})
         return Answer(204)
@@ -512,7 +512,10 @@ class RestServiceEmulator(Emulator):
         group = self._group(call, call.rows)
         begin = self._whole(wanted, "offset", 0)
         page = group["members"][begin : begin + min(self.setting("page_max"), self._whole(wanted, "limit", 100))]
-        entries: list[Any] = [{"user": {"id": int(one)}, "id": f"{group['id']}-{one}"} for one in page]
+        ids = [f"crm|{one}" if self.setting("ids") == "text" else int(one) for one in page]
+        entries: list[Any] = [
+            {"user": {"id": shown}, "id": f"{group['id']}-{one}"} for shown, one in zip(ids, page, strict=True)
+        ]
         if self.setting("members") == "bulk":
             entries = [int(one) for one in page]
         return Answer(200, {"members": entries, "more": begin + len(page) < len(group["members"])})
@@ -539,9 +542,10 @@ class RestServiceEmulator(Emulator):
     def _membership_create(self, call: Call) -> Answer:
         self._check_way("memberships")
         body = call.json()
-        check_fields(body, {"group_id": int, "user_id": int}, ("group_id", "user_id"))
+        kind = str if self.setting("ids") == "text" else int
+        check_fields(body, {"group_id": int, "user_id": kind}, ("group_id", "user_id"))
         call.params["id"] = str(body["group_id"])
-        return self._joined(call, self._group(call, self.tables.rows), [str(body["user_id"])])
+        return self._joined(call, self._group(call, self.tables.rows), [str(body["user_id"]).removeprefix("crm|")])
 
     def _membership_delete(self, call: Call) -> Answer:
         self._check_way("memberships")

@@ -6,7 +6,7 @@ named, deletion, and whether it describes itself. It takes what RFC 7643 names a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -91,7 +91,78 @@ class ScimProductEmulator(ScimEmulator):
         "groups": Setting(True, bool, "there are groups"),
         "switches_on": Setting(False, bool, "every new user is active, whatever was asked"),
         "ignores_active": Setting(False, bool, "active is answered with success and never changes"),
+        "first_index": Setting(1, Literal[0, 1], "startIndex of the first resource"),
+        "totals": Setting("right", Literal["right", "none", "page", "text"], "what totalResults says"),
+        "nobody": Setting(200, Literal[200, 404], "the answer to a look-up of nobody"),
+        "filter_name": Setting("userName", str, "what users are filtered by in place of userName"),
+        "ids": Setting(
+            "shown", Literal["shown", "location"], "resources show id, or their address only (meta.location)"
+        ),
+        "created": Setting(
+            "resource", Literal["resource", "empty"], "a create is answered with the resource, or its address"
+        ),
+        "spelling": Setting(
+            "exact", Literal["exact", "folded", "bare"], "names and schemas in small letters, or without schemas"
+        ),
+        "enterprise": Setting(ENTERPRISE, str, "what the enterprise extension is called"),
+        "taken": Setting(
+            "409", Literal["409", "empty", "400"], "a name that is taken: 409, 409 without body, 400 uniqueness"
+        ),
+        "members": Setting("filtered", Literal["filtered", "listed", "whole"], "how a PATCH takes members out"),
+        "group_external_id": Setting(True, bool, "groups may carry an externalId"),
     }
+
+    def _acted_on(
+        self, resource: Resource, act: Callable[[Resource, Call], Answer], writes: bool, call: Call
+    ) -> Answer:
+        """The dialect's spelling of requests and answers around what the product does."""
+        enterprise: str = self.setting("enterprise")
+        if enterprise != ENTERPRISE and call.raw:
+            if ENTERPRISE.encode() in call.raw:
+                raise Refusal(400, "unknown_field", "There is no such extension", field="schemas", violation=True)
+            call.raw = call.raw.replace(enterprise.encode(), ENTERPRISE.encode())
+        if resource is GROUP and call.method == "PATCH":
+            self._check_members_style(call)
+        try:
+            answer = super()._acted_on(resource, act, writes, call)
+        except Refusal as refusal:
+            if refusal.status == 409 and self.setting("taken") == "400":
+                raise Refusal(400, "taken", refusal.message) from None
+            raise
+        if isinstance(answer.body, dict):
+            answer.body = self._respelled(answer.body)
+        if answer.status == 201 and self.setting("created") == "empty":
+            answer.body = None
+        return answer
+
+    def _check_members_style(self, call: Call) -> None:
+        style: str = self.setting("members")
+        for operation in call.json(SCIM_TYPES).get("Operations", []):
+            path = str(operation.get("path", ""))
+            kind = "filtered" if path.startswith("members[") else "listed" if "value" in operation else "whole"
+            if operation.get("op") == "remove" and kind != style:
+                raise Refusal(400, "invalid_path", "Members do not leave like this", field="path", violation=True)
+
+    def _respelled(self, body: dict[str, Any]) -> dict[str, Any]:
+        spelling: str = self.setting("spelling")
+        enterprise: str = self.setting("enterprise")
+
+        def named(name: str) -> str:
+            name = enterprise if name == ENTERPRISE else name
+            return name.lower() if spelling == "folded" else name
+
+        def one(value: Any) -> Any:
+            if isinstance(value, dict):
+                gone = {"schemas"} if spelling == "bare" else set()
+                if self.setting("ids") == "location" and "meta" in value:
+                    gone.add("id")
+                return {named(name): one(inner) for name, inner in value.items() if name not in gone}
+            if isinstance(value, list):
+                return [one(inner) for inner in value]
+            return named(value) if isinstance(value, str) and value.startswith("urn:") else value
+
+        respelled: dict[str, Any] = one(body)
+        return respelled
 
     def routes(self) -> list[Route]:
         """The calls of RFC 7644 section 3.2, PUT included."""
@@ -120,7 +191,12 @@ class ScimProductEmulator(ScimEmulator):
 
     def error_answer(self, refusal: Refusal, call: Call) -> Answer:
         """The error body of RFC 7644 section 3.12."""
-        return self.scim_error(refusal, call)
+        answer = self.scim_error(refusal, call)
+        if refusal.reason == "taken":
+            answer.body["scimType"] = "uniqueness"
+        if refusal.status == 409 and self.setting("taken") == "empty":
+            answer.body = None
+        return answer
 
     # What the product does --------------------------------------------------------------------------------------------
 
@@ -179,6 +255,8 @@ class ScimProductEmulator(ScimEmulator):
             if value and any(one["id"] != own for one in self.found(resource, index, value)):
                 raise Refusal(409, "uniqueness", f"{index.path} is taken", field=index.path)
         if resource is GROUP:
+            if wanted["externalId"] is not None and not self.setting("group_external_id"):
+                raise Refusal(400, "unknown_field", "Groups have no externalId", field="externalId", violation=True)
             held = set() if before is None else set(before["members"])
             for member in wanted["members"]:
                 if member not in held and member not in self.tables.rows["users"]:
@@ -221,20 +299,30 @@ class ScimProductEmulator(ScimEmulator):
     def _filtered(self, resource: Resource, call: Call, text: str) -> list[dict[str, Any]]:
         if not self.setting("filter"):
             raise Refusal(501, "not_supported", "Filters are not supported", violation=True)
-        return super()._filtered(resource, call, text)
+        name: str = self.setting("filter_name")
+        if resource is USER and name != "userName":
+            if text.startswith("userName "):
+                raise Refusal(400, "invalid_filter", f"Users are filtered by {name}", violation=True)
+            text = text.replace(f"{name} ", "userName ", 1)
+        found = super()._filtered(resource, call, text)
+        if not found and self.setting("nobody") == 404:
+            raise Refusal(404, "nobody", "There is nobody")
+        return found
 
     def _scim_list(self, resource: Resource, call: Call) -> Answer:
         size: int = self.setting("page_max")
         if self.setting("paging") == "index":
             asked = call.request.query
             records = list(call.rows[resource.table].values())
-            if "filter" in asked or len(records) <= size:
-                return super()._scim_list(resource, call)
-            call.query(("startIndex", "count"))
-            begin = max(1, int(asked.get("startIndex", "1"))) - 1
+            first: int = self.setting("first_index")
+            if "filter" in asked or (len(records) <= size and first == 1):
+                return self._told(super()._scim_list(resource, call))
+            call.query(("startIndex", "count", "excludedAttributes"))
+            begin = max(first, int(asked.get("startIndex", first))) - first
             page = records[begin : begin + min(size, int(asked.get("count", size)))]
-            return self._listed(resource, call, page, {"totalResults": len(records), "startIndex": begin + 1})
-        wanted = call.query(("filter", "cursor", "count"))
+            facts = {"totalResults": len(records), "startIndex": begin + first}
+            return self._told(self._listed(resource, call, page, facts))
+        wanted = call.query(("filter", "cursor", "count", "excludedAttributes"))
         if "filter" in wanted:
             records = self._filtered(resource, call, wanted["filter"])
             return self._listed(resource, call, records, {"totalResults": len(records)})
@@ -247,6 +335,17 @@ class ScimProductEmulator(ScimEmulator):
         page = records[begin : begin + min(size, int(wanted.get("count", size)))]
         more = {"nextCursor": page[-1]["id"]} if begin + len(page) < len(records) else {}
         return self._listed(resource, call, page, {"totalResults": len(records), **more})
+
+    def _told(self, answer: Answer) -> Answer:
+        """What the dialect says of the number of all."""
+        totals: str = self.setting("totals")
+        if totals == "none":
+            del answer.body["totalResults"]
+        elif totals == "page":
+            answer.body["totalResults"] = len(answer.body["Resources"])
+        elif totals == "text":
+            answer.body["totalResults"] = str(answer.body["totalResults"])
+        return answer
 
     def _listed(self, resource: Resource, call: Call, page: list[dict[str, Any]], facts: Mapping[str, Any]) -> Answer:
         shown = [self._shown(resource, record, call) for record in page]

@@ -52,6 +52,10 @@ class TestGenericRest(shipped.GenericRest):
     """Every promise, with a product that is declared in settings."""
 
 
+class TestGenericRestByCalls(shipped.GenericRestByCalls):
+    """Every promise, with a product whose states, roles and members have calls of their own."""
+
+
 class TestObserve(shipped.Observe):
     """The promises that are not about calls, with a connector that calls nobody."""
 
