@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.lifecycle import Row, TargetRow
+from schemas.masking import OBJECT_ID
 from schemas.masking import is_personal as is_personal
 from schemas.masking import mask as mask
 from schemas.states import FOR_A_PERSON, SHADOW, WAITING, Circuit, State
@@ -571,7 +572,7 @@ def _camel(code: str) -> str:
 # ---- values of people
 
 _ADDRESS = re.compile(r"([^\s@<>\"',;:()\[\]])[^\s@<>\"',;:()\[\]]*@([\w.-]+)")
-_NUMBER = re.compile(r"\+?\d(?:[\s()./-]{0,2}\d){5,}(?![\w-])")
+_NUMBER = re.compile(OBJECT_ID + r"|\+?\d(?:[\s()./-]{0,2}\d){5,}(?![\w-])")
 _SHORTEST_MASKED = 3
 """A value shorter than this inside a sentence is left alone: it would tear holes into ordinary words."""
 FLAT_VALUES_MAX = 2_000
@@ -661,7 +662,7 @@ def mask_message(text: str, documents: Iterable[bytes | None] = ()) -> str:
         if value in text:
             text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", lambda found: mask(found[0]), text)
     text = _ADDRESS.sub(r"\1•••@\2", text)
-    return _NUMBER.sub(lambda found: mask(found[0]), text)
+    return _NUMBER.sub(lambda found: mask(found[0]), text)  # which leaves an object id whole
 
 
 def _shown(value: Any, *, hide: bool) -> str:

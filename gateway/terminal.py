@@ -923,7 +923,7 @@ def _lines(
         why = line["message"] or " ".join(
             filter(None, (_CODE_WORDS.get(line["code"], line["code"]), ", ".join(line["attributes"])))
         )
-        ids = [f"{what} {id_}" for what, id_ in (("Entra", line["resource"]), ("there", line["account_id"])) if id_]
+        ids = [f"{what} {id_}" for what, id_ in (("user", line["resource"]), ("account", line["account_id"])) if id_]
         who = [plain(line["label"])] if line["label"] else []
         _row(table, line["class"], Group(*who, *(plain(text, "bright_black") for text in ids)), why)
     more = sum(counts.values()) - len(some)

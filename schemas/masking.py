@@ -13,12 +13,18 @@ _NOT_PERSONAL = re.compile(
     re.IGNORECASE,
 )
 _ADDRESS = re.compile(r"([^\s@<>\"',;:()\[\]])[^\s@<>\"',;:()\[\]]*@([\w.-]+)")
-_OPAQUE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+OBJECT_ID = r"\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b"
+_OPAQUE = re.compile(OBJECT_ID)
 _QUOTED_NUMBER = re.compile(r'"\+?\d{6,}"')
 
 
 def mask(text: str) -> str:
-    """Enough to recognise a value one knows, not enough to learn one: `a•••@contoso.example`, `•••90`, `L•••`."""
+    """Enough to recognise a value one knows, not enough to learn one: `a•••@contoso.example`, `•••90`, `L•••`.
+
+    An object id stays: it tells nothing about a person, and which object is meant is what a reader wants to know.
+    """
+    if _OPAQUE.fullmatch(text):
+        return text
     if "@" in text:
         return f"{text[:1]}•••@{text.rsplit('@', 1)[1]}"
     digits = sum(char.isdigit() for char in text)
@@ -54,8 +60,6 @@ def mask_body(value: Any, path: str = "", *, depth: int = 0) -> Any:
         return [mask_body(inner, path, depth=depth + 1) for inner in value]
     if isinstance(value, bool) or value is None or not is_personal(path):
         return value
-    if isinstance(value, str) and _OPAQUE.fullmatch(value):
-        return value  # an object id or an account's id: tells nothing, and which account is meant is what a reader wants to know
     return mask(value) if isinstance(value, str) and value else value if value == "" else "•••"
 
 

@@ -259,7 +259,7 @@ async def test_a_plan_says_truly_what_would_become_of_the_account(staged: Staged
     await staged.work(ada)
     assert await would(ada) == ("nothing", False, [True]), "the PUT repeats what is there"
     shown = (await staged.typed("plan", ALPHA, ada)).out
-    assert "(the product holds this already)" in shown
+    assert "the product holds all of this" in shown
     assert "All that Entra asked for is applied" in " ".join(shown.split())
     assert await would(name={"givenName": "Adele", "familyName": "Example"}) == ("update", True, [False])
     assert await would(ada, "--inactive") == ("disable", True, [False])
