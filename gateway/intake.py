@@ -280,6 +280,10 @@ class Intake:
             if document == base and not refused and not regrouped:
                 if row.open and row.acknowledged < row.generation:
                     return self._join(row)
+                if row.state is State.BLOCKED and row.observed_active is not None and not row.ambiguous:
+                    # Entra reads what the product shows in place of the wish, and asks again: time for another look
+                    row.next_at = min(row.next_at, self.clock.now())
+                    ledger.save(row)
                 return _Taken(row=row, unchanged=True)
             change = _change(base, document)
             now = self.clock.now()
