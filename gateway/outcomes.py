@@ -27,7 +27,7 @@ from gateway.lifecycle import (
     settle,
 )
 from gateway.visibility import shown_keys
-from gateway.waits import judged
+from gateway.waits import judged, spaced
 from schemas.config import TargetSettings
 from schemas.events import Outcome
 from schemas.logs import logger
@@ -130,6 +130,8 @@ class Outcomes:
             stop(row, str(exc))
             effects = []
         settled = in_flight is not None and row.in_flight is None
+        if settled:
+            spaced(row, now)
         if settled and outcome.blocked_on == SHADOW and not (row.looked or row.dirty or row.ambiguous):
             row.doubts.possible.clear()  # nothing was written, so nothing of this row can be at the product under these names
             row.doubts.written.clear()

@@ -11,9 +11,13 @@ import msgspec
 
 from gateway.lifecycle import APPROVAL, ON_MANAGER, ON_MEMBER, Row
 from schemas.events import Outcome, Reason
-from schemas.states import Result
+from schemas.states import Result, State
 
 PRODUCTS = "the product's "
+ON_ACCOUNT = "account of "
+OWNER_LOOK_FIRST_S = 5.0
+OWNER_LOOK_MAX_S = 300.0
+"""Each look at an account that belongs to another row costs the product calls for both rows."""
 NAMES_SHOWN_MAX = 3
 NAME_CHARS_MAX = 80
 
@@ -77,3 +81,9 @@ def _bounded(row: Row, outcome: Outcome, wait_max_s: float, now: float) -> Outco
         "Ask the product's people, then redrive."
     )
     return msgspec.structs.replace(outcome, result=Result.REJECTED, reason=Reason(code="exhausted", message=message))
+
+
+def spaced(row: Row, now: float) -> None:
+    """A settled row that found its account to be another's looks again at growing intervals, too."""
+    if row.state is State.BLOCKED and (row.blocked_on or "").startswith(ON_ACCOUNT):
+        row.next_at = max(row.next_at, now + min(OWNER_LOOK_MAX_S, OWNER_LOOK_FIRST_S * 2 ** min(row.attempt, 9)))

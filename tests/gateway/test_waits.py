@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from schemas.events import Reason
+from schemas.events import Reason, Sighting
 from schemas.states import Result, State
 from tests.gateway.engine import Engine
 from tests.simulation.books import MemoryBooks, SqlBooks
@@ -79,6 +79,27 @@ async def test_a_refused_rename_with_an_unknown_role_keeps_the_confirmed_name(en
         row.settled_identities,
         row.account_id,
     )
+
+
+async def test_two_users_of_one_account_cost_the_product_less_and_less(engine: Engine) -> None:
+    """Vendor page 3.4, same digits, accepted together: the second waits for the first, named by id, and is no load for ever."""
+    owner = await engine.applied("+44 7400 123456")
+    await engine.post("447400123456")
+    await engine.idle()
+    seen = Sighting("userName:447400123456", owner.account_id or "")
+    waits = []
+    for _ in range(8):
+        await engine.report("r2", Result.FOUND, sightings=(seen,))
+        row = engine.row("r2")
+        assert (row.state, row.blocked_on) == (State.BLOCKED, f"account of {owner.id}")
+        assert row.reason is not None
+        assert (row.reason.scim_type, f"user {owner.id} of this target" in row.reason.message) == ("uniqueness", True)
+        waits.append(row.next_at - engine.clock.time)
+        await engine.sweep()
+        await engine.report(owner.id)  # its account was seen under another name, so it is looked at, too
+        await engine.sweep(waits[-1])
+    assert waits == sorted(waits)
+    assert (waits[0], waits[-1]) == (5.0, 300.0)
 
 
 async def test_a_wait_with_a_bound_ends_as_a_dead_letter_and_a_redrive_begins_it_anew(engine: Engine) -> None:
