@@ -311,7 +311,7 @@ def left_over_sentence(name: str, kept: int, waiting: int) -> str:
     waits = f", {counted(waiting, 'change')} of them not applied yet" if waiting else ""
     return (
         f"{name} is not in the configuration any more. Nothing of it was lost or removed at the product: "
-        f"{counted(kept, 'resource')} {'is' if kept == 1 else 'are'} kept{waits}. Entra finds nothing under its address until "
+        f"{counted(kept, 'resource')} {'is' if kept == 1 else 'are'} kept{waits}. Entra is turned away until "
         f"[targets.{name}] is there again; then everything goes on where it stopped."
     )
 

@@ -393,6 +393,8 @@ def resource(view: Mapping[str, Any], now: float) -> RenderableType:
     parts: list[RenderableType] = [title, Padding(facts, (0, 0, 0, 2))]
     if view["reason"]:
         parts.append(Padding(plain(view["reason"]["message"] or view["reason"]["code"], "yellow"), (0, 0, 0, 2)))
+    if view.get("notes"):
+        parts.append(Padding(plain(f"noted: {', '.join(view['notes'])}"), (0, 0, 0, 2)))
     step = view["next"]
     when = f" ({moment(step['at'])})" if step["at"] else ""
     parts.append(Padding(Text.assemble(("Next: ", "bold"), plain(f"{step['message']}{when}")), (0, 0, 0, 2)))
@@ -885,19 +887,26 @@ def notes(view: Mapping[str, Any], some: Sequence[Mapping[str, Any]]) -> Rendera
         style = "yellow" if kind["done"] and kind["count"] else "" if kind["count"] else "bright_black"
         _row(table, plain(kind["code"], style), f"{kind['count']:,}", Group(*cell))
     parts: list[RenderableType] = [plain(f"{view['target']}\n", "bold"), table]
-    if some:
-        lines = _table("Note", "Id", "Who", "Account", "About", "Last", "Times", right=("Times",))
-        for line in some:
-            last = ago(line["last_at"], view["at"])
-            about = line["code"] or line["message"]
-            cells = (line["class"], line["resource"], line["label"], line["account_id"], about, last)
-            _row(lines, *cells, f"{line['times']:,}")
-        more = sum(view["counts"].values()) - len(some)
-        parts += [Text(""), lines]
-        if more > 0:
-            said = f"and {counted(more, 'line')} more; --first N shows more of each kind, --csv FILE writes all"
-            parts.append(plain(said, "cyan"))
+    for code in view["counts"]:
+        lines = [line for line in some if line["class"] == code]
+        if lines:
+            parts += [plain(f"\n{code}", "bold"), _noted(lines, view["at"])]
+    more = sum(view["counts"].values()) - len(some)
+    if some and more > 0:
+        said = f"and {counted(more, 'line')} more; --first N shows more of each kind, --csv FILE writes all"
+        parts.append(plain(said, "cyan"))
     return Group(*parts)
+
+
+def _noted(lines: Sequence[Mapping[str, Any]], now: float) -> Table:
+    """Resources with one kind of note; what none of them has is no column."""
+    about = any(line["code"] for line in lines)
+    columns = ("Id", "Who", *(("About",) if about else ("Account",)), "Last", "Times")
+    table = _table(*columns, right=("Times",), whole=("Id", "Last"))
+    for line in lines:
+        said = line["code"] if about else line["account_id"]
+        _row(table, line["resource"], line["label"], said, ago(line["last_at"], now), f"{line['times']:,}")
+    return table
 
 
 def _classes(counted_: Mapping[str, Any], words: Mapping[str, tuple[str, str]]) -> Table:

@@ -262,7 +262,7 @@ class HistoryEntry(Struct, frozen=True, kw_only=True):
 
 
 class ResourceView(Struct, frozen=True, kw_only=True):
-    """One resource with both halves. `masked`: values are hidden."""
+    """One resource with both halves. `masked`: values are hidden; `notes`: codes of what deliveries noted about it."""
 
     at: float
     id: str
@@ -289,6 +289,7 @@ class ResourceView(Struct, frozen=True, kw_only=True):
     values: tuple[explain.Value, ...]
     masked: bool
     history: tuple[HistoryEntry, ...]
+    notes: tuple[str, ...] = ()
 
 
 class FoundView(Struct, frozen=True):
@@ -652,6 +653,7 @@ def resource_view(around: Surroundings, reader: Reader, row: Row, *, show_values
         values=tuple(explain.both_halves(row, show_values=show_values)),
         masked=not show_values,
         history=_history(events, attempts, said),
+        notes=tuple(reader.notes_of(row.id)),
     )
 
 

@@ -55,6 +55,8 @@ async def test_who_is_not_invited_is_listed_until_an_operator_says_it_is_done(he
     assert [row["account"] for row in csv.DictReader(file.read_text().splitlines())] == ["p-ada", "p-bob"]
     assert len(await here.audited("values.shown")) == 2
 
+    assert "noted: not_invited" in (await here.typed("user", "show", ada)).out
+
     done = await here.typed("notes", "done", ALPHA, "not_invited", ada, "nobody", "--reason", "sent by hand")
     assert done.code == 1
     assert "There is no such resource" in done.out + done.err
