@@ -100,11 +100,17 @@ def _step(attribute: Attribute, default: str) -> str:
     return "change (the default does the same)" if attribute.path == "active" else "change"
 
 
+def product(spec: Spec) -> str:
+    """What the pages call a product; one that the operator declares has no name of its own here."""
+    return "the product" if spec.name in ("scim", "rest") else spec.title
+
+
 def _application(spec: Spec) -> str:
+    example = "Helpdesk" if product(spec) != spec.title else spec.title
     return (
         "1. In the Entra admin center open **Enterprise applications** > **New application** > **Create your own application**.\n"
         "   You need the role Application Administrator.\n"
-        f"2. Name it after the product, for example *{spec.title} by Provgate*, and choose *Integrate any other application you\n"
+        f"2. Name it after the product, for example *{example} by Provgate*, and choose *Integrate any other application you\n"
         "   don't find in the gallery (Non-gallery)*.\n"
         "3. One target of Provgate is one application. Whoever has two accounts at the product makes two of each."
     )
@@ -116,7 +122,7 @@ def _connection(spec: Spec) -> str:
         "2. In the application open **Provisioning** > **New configuration** (older portals: **Get started**, mode\n"
         "   *Automatic*).\n"
         "3. **Tenant URL**: `https://HOST/scim/v2/TARGET`. HOST is where your gateway is published, TARGET the name of the\n"
-        f"   target in its configuration. It is never the address of {spec.title} itself.\n"
+        f"   target in its configuration. It is never the address of {product(spec)} itself.\n"
         "4. **Secret token**: the key.\n"
         "5. **Test connection**. Entra asks for somebody with a random name and expects an empty list. Only when it succeeds,\n"
         "   **Create** (or **Save**). Nothing is provisioned yet."
@@ -131,13 +137,20 @@ def _mapping(spec: Spec) -> str:
         "|---|---|---|---|---|---|",
     ]
     for attribute, step in rows(spec):
-        type_, source = kind(attribute.source), _source(attribute)
+        source = attribute.source or DEFAULT_MAPPING.get(attribute.path, "")
+        type_, source = kind(source), _source(source)
         match = "1" if attribute.path == "userName" else ""
         remark = "; ".join(
             part for part in ("required" if attribute.required else "", _IDS.sub("", attribute.note)) if part
         )
         cells = (f"`{attribute.path}`", type_, source, step, match, remark)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    lines += [
+        "",
+        "*change*: click the row, set type and source as they stand here, **OK**. *add*: **Add New Mapping** at the foot.",
+        "**Match objects using this attribute** is *Yes*, precedence 1, for `userName` alone. When all rows are done, **Save**",
+        "at the top; Entra then begins with a full cycle, which does no harm.",
+    ]
     gone = superfluous(spec)
     if gone:
         lines += [
@@ -157,14 +170,14 @@ def _mapping(spec: Spec) -> str:
     return "\n".join(lines)
 
 
-def _source(attribute: Attribute) -> str:
-    if not attribute.source:
+def _source(source: str) -> str:
+    if not source:
         return "any attribute that holds it"
-    if attribute.source.startswith("Constant,"):
+    if source.startswith("Constant,"):
         return "the text itself, or an attribute that holds it"
-    if attribute.source.startswith("Constant"):
-        return attribute.source.removeprefix("Constant").lstrip(": ") or "a text"
-    return f"`{attribute.source}`"
+    if source.startswith("Constant"):
+        return source.removeprefix("Constant").lstrip(": ") or "a text"
+    return f"`{source}`"
 
 
 def _start(spec: Spec) -> str:
@@ -172,11 +185,13 @@ def _start(spec: Spec) -> str:
     return (
         "1. **Users and groups** > **Add user/group**: whom you assign here is provisioned, and nobody else.\n"
         "2. **Provisioning** > **Settings** > **Scope**: *Sync only assigned users and groups*.\n"
-        f"3. **Provision on demand** for one person. The answer of {spec.title} itself stands in the result.{groups}\n"
+        f"3. **Provision on demand** for one person. The answer of {product(spec)} itself stands in the result.{groups}\n"
         "4. **Start provisioning** (older portals: **Provisioning Status** On, **Save**). The first cycle takes a while; later\n"
         "   ones come about every 40 minutes. Nobody can change that interval; *Provision on demand* does not wait for it.\n"
         "   You may stop and start at any time, and full cycles again do no harm.\n"
-        "5. **Provisioning logs** show every person with what was sent and what came back.\n"
+        "5. **Provisioning logs** show every person: *Success* when Provgate has taken the change for good; in the row, under\n"
+        "   *Troubleshooting & Recommendations*, the sentence of a refusal. What became of it at the product says\n"
+        "   `provgate user show WHO`. **Overview** shows when the last cycle ended and how many people are provisioned.\n"
         "6. If you want: under **Settings**, an address that is notified of failures, and *Prevent accidental deletion*."
     )
 
@@ -204,9 +219,41 @@ def _errors(spec: Spec) -> str:
         "| in the log | means | do |",
         "|---|---|---|",
         *(f"| {' | '.join(cells)} |" for cells in _ERRORS),
-        f"| Success, but nothing at {spec.title} | accepted, on its way | `provgate user show WHO` says what it waits for |",
+        f"| Success, but nothing at {product(spec)} | accepted, on its way | `provgate user show WHO` says what it waits for |",
     ]
     return "\n".join(lines)
+
+
+def _undo(spec: Spec) -> str:
+    there, gone = product(spec), "deleted" if spec.on_delete == "delete" else "switched off for good"
+    again = "a new account" if spec.on_delete == "delete" else "the same account, when they are created again"
+    lines = [
+        f"| in Entra | at {there} | the way back |",
+        "|---|---|---|",
+        "| somebody is unassigned, out of scope, disabled, or under *Deleted users* | the account is switched off |"
+        " assign or restore them: the same account is switched on |",
+        f"| somebody is gone from *Deleted users*, 30 days later or by hand | the account is {gone}, unless `on_delete` at the"
+        f" target says otherwise | {again} |",
+        "| somebody is unassigned first and deleted later | the account stays switched off: Entra tells nobody of the deletion |"
+        f" remove it at {there} by hand |",
+        *(
+            [
+                "| a group is unassigned or deleted | the group is removed, its people stay | assign it again: a new group |"
+            ]
+            if spec.has_groups
+            else []
+        ),
+        "| **Stop provisioning** | nothing; a cycle that runs is finished first | **Start provisioning** goes on from there |",
+        "| the application is deleted | nothing; all accounts stay as they are | a new application finds everybody by their"
+        " login |",
+    ]
+    return (
+        "\n".join(lines) + "\n\n"
+        'The operator can halt it without Entra: `provgate target pause TARGET --reason "..."`. Entra is still answered, and\n'
+        "what it sends waits until `provgate target resume TARGET`. Unusually many deactivations and deletions wait by\n"
+        "themselves until somebody has looked at them (`provgate held list`). `provgate key revoke ID` shuts Entra out within\n"
+        "seconds."
+    )
 
 
 _ERRORS = (
@@ -232,4 +279,5 @@ PARTS: dict[str, Callable[[Spec], str]] = {
     "start": _start,
     "check": _check,
     "errors": _errors,
+    "undo": _undo,
 }
