@@ -121,6 +121,15 @@ def look_at(
                 grace_s=PRESENCE_GRACE_S,
             )
         )
+    if served.workers and served.kept:
+        seen.append(
+            Seen(
+                cause="configuration",
+                noun="changed settings with a mistake",
+                phrase="works as it was configured before, because its changed settings have a mistake",
+                remedy="See what is wrong with: provgate check",
+            )
+        )
     report = last_report(reader, target)
     if report is not None and report.state == "held":
         seen.append(
