@@ -88,6 +88,10 @@ class Served(Struct, frozen=True):
     rights_settle_s: float = 0.0
 
 
+BOUGHT = ("licence", "seat")
+"""What a connector waits for that comes only when a person does something at the product."""
+
+
 class Problem(Struct, frozen=True):
     """Something that keeps a target from being all right.
 
@@ -163,6 +167,7 @@ def problems_of(
     client_days_left: int | None = None,
     clients_known: bool = False,
     other_ways: bool = False,
+    short_of: Mapping[str, int] = {},
 ) -> list[Problem]:
     """Everything a person should know about a target, worst first; empty when it works.
 
@@ -170,6 +175,7 @@ def problems_of(
         key_days_left: days until the last access key ends; `client_days_left` the same of the last client secret.
         keys_known: whether access keys are a way to sign in at this target; `clients_known` the same of client secrets.
         other_ways: whether Entra can also sign in without either.
+        short_of: changes that wait for something of BOUGHT, by that.
     """
     found: list[Problem] = []
     if not served.workers:
@@ -218,6 +224,10 @@ def problems_of(
     if dead:
         what = counted(dead, "dead letter")
         found.append(Problem("dead", False, f"has {what}", f"provgate dead list --target {name}"))
+    for thing, count in short_of.items():
+        what = f"{counted(count, 'change')} that {'waits' if count == 1 else 'wait'} for a {thing}"
+        remedy = f"Free one at the product or buy one; they go on by themselves. See: provgate status {name}"
+        found.append(Problem(thing, False, f"has {what}", remedy))
     both = keys_known and clients_known
     if keys_known:
         spare = other_ways or (both and client_days_left is not None)

@@ -6,6 +6,7 @@ Everything here reads; nothing changes anything. A person's values are masked be
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from gateway import explanations as explain
 from gateway.keys import DAY_S, Kind, is_live, kind_of
 from gateway.lifecycle import Row
 from gateway.limits import OverloadView
-from gateway.mails_store import MailHealth
+from gateway.mails_store import MailHealth, blocked_for
 from gateway.records import AttemptRecord, AuditRecord, DeadCause, EventRecord, KeyRecord
 from gateway.refusals import RefusedSignIn
 from gateway.reports_store import Report, last_report
@@ -408,6 +409,10 @@ class AuditView(Struct, frozen=True):
     entries: tuple[AuditEntry, ...]
 
 
+def _short_of(reader: Reader, name: str) -> dict[str, int]:
+    return Counter(row.on for row in blocked_for(reader, name) if row.on in explain.BOUGHT)
+
+
 def target_view(around: Surroundings, reader: Reader, name: str) -> TargetView:
     """One configured target with everything that is known of it."""
     now, settings = around.now, around.targets[name]
@@ -430,6 +435,7 @@ def target_view(around: Surroundings, reader: Reader, name: str) -> TargetView:
             client_days_left=client_days_left,
             clients_known="oauth" in settings.auth,
             other_ways=settings.signs_in_without_secret(),
+            short_of=_short_of(reader, name) if states.get(State.BLOCKED) else {},
         )
     closed = runtime.circuit is Circuit.CLOSED
     kept = reader.last_attempt(name)

@@ -211,7 +211,12 @@ async def test_waiting_changes_are_grouped_by_what_they_wait_for(here: Operated)
     await here.comes_to(await here.created("eve"), Result.RETRY, slow)
     await here.created("kim")
 
-    groups = (await here.get("/targets/alpha"))["waiting"]
+    shown = await here.get("/targets/alpha")
+    assert (shown["target"]["light"], shown["target"]["problems"][0]["phrase"]) == (
+        "yellow",
+        "has 2 changes that wait for a licence",
+    )
+    groups = shown["waiting"]
 
     assert [(group["code"], group["count"]) for group in groups] == [
         ("blocked:licence", 2),
