@@ -1,6 +1,7 @@
 """The command `provgate`: everything an operator does, over the operators' API, and the ways to start the processes.
 
-Exit codes: 0 fine; 1 the answer is "not fine"; 2 used or configured wrongly; 3 the gateway cannot be reached; 4 refused.
+Exit codes: 0 fine; 1 the answer is "not fine"; 2 used or configured wrongly; 3 the gateway, or for plans and reports a worker
+or the product, cannot be reached; 4 refused.
 
 Each command imports what it needs when it runs; help needs nothing but the parser.
 """
@@ -81,13 +82,21 @@ class Access:
 
 HERE = Access()
 
+
+def _default(value: Any) -> str | None:
+    """What help says of an option that is left out; nothing where that means nothing."""
+    return None if value in (None, False, "", ()) else str(value)
+
+
 _app = App(
     name="provgate",
+    default_parameter=Parameter(show_default=_default),
     help="Provisioning gateway: SCIM from Microsoft Entra ID in, events on NATS, accounts at your products.",
     help_format="plaintext",
     help_epilogue=(
         "Start here: provgate demo (everything on this machine, with emulated products), provgate status.\n"
-        "Exit codes: 0 fine, 1 not fine, 2 used or configured wrongly, 3 gateway not reachable, 4 token refused."
+        "Exit codes: 0 fine, 1 not fine, 2 used or configured wrongly, 3 gateway, worker or product not reachable, "
+        "4 token refused."
     ),
     version=lambda: importlib.import_module("importlib.metadata").version("provgate"),
     result_action="return_value",
@@ -462,7 +471,7 @@ def probe(name: Annotated[str, Parameter(help="Name of the target.")], /, *, acc
     help_epilogue="Examples:\n  provgate plan talkdesk-eu ada@contoso.example\n"
     "  provgate plan talkdesk-eu ada@contoso.example --inactive\n"
     "  provgate plan sofa Sales --group --delete\n"
-    "  provgate plan sofa --file user.json --json\n"
+    "  provgate plan sofa --file user.json --json\n\n"
     "Exit codes: 0 it would go well, 1 it would be refused, 2 used wrongly or nobody of that name, "
     "3 the gateway, a worker or the product does not answer."
 )
@@ -537,7 +546,7 @@ def shadow(
 @_app.command(
     name="match",
     help_epilogue="Examples:\n  provgate match bobs --file exportUsers.csv --csv report.csv\n"
-    "  provgate match talkdesk-eu\n  provgate match telemessage --file users.json --map userName=mobilePhone --json\n"
+    "  provgate match talkdesk-eu\n  provgate match telemessage --file users.json --map userName=mobilePhone --json\n\n"
     "Exit codes: 0 nothing collides, 1 there are conflicts or refusals, 2 used wrongly or a file that cannot be compared, "
     "3 the gateway, a worker or the product does not answer.",
 )
@@ -1493,6 +1502,8 @@ class Api:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    if "--help" in tokens or "-h" in tokens:
+        _name_arguments(_words(tokens))
     try:
         result = _app(tokens)
         return result if isinstance(result, int) else FINE
@@ -1522,6 +1533,29 @@ def _words(tokens: Sequence[str]) -> list[str]:
         words.append(token)
         app = app[token]
     return words
+
+
+def _name_arguments(words: Sequence[str]) -> None:
+    """Have the usage line of a command name what may be left out; the parser itself only writes [ARGS]."""
+    from inspect import Parameter as Given
+    from inspect import signature
+
+    from cyclopts.help import format_usage
+
+    app = _app
+    for word in words:
+        app = app[word]
+    if app.default_command is None:
+        return
+    named = []
+    for given in signature(app.default_command).parameters.values():
+        name = given.name.rstrip("_").upper().replace("_", "-")
+        if given.kind is Given.VAR_POSITIONAL:
+            named.append(f"[{name}...]")
+        elif given.kind is Given.POSITIONAL_ONLY and given.default is not Given.empty:
+            named.append(f"[{name}]")
+    line = format_usage(_app, words).plain.strip()
+    app.usage = "Usage: " + line.replace("[ARGS...]", " ".join(named)).replace("[ARGS]", " ".join(named))
 
 
 def _complain(message: str, tokens: Sequence[str]) -> None:

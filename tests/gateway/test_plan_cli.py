@@ -335,6 +335,10 @@ async def test_wrong_use_and_unreachable_workers_have_their_exit_codes(staged: S
         assert (await staged.typed(*command)).code == WRONG_USE, command
     staged.emulator.fault("status", status=503, times=100)
     assert (await staged.typed("plan", ALPHA, resource)).code == UNREACHABLE
+    usage = (await staged.typed("plan", "--help")).out
+    assert "provgate plan [OPTIONS] TARGET [WHO]\n" in usage
+    assert "Exit codes: 0 it would go well" in usage
+    assert "[default: " not in usage, "nothing is said of what means nothing"
     staged.listening = False
     nobody = await staged.typed("plan", ALPHA, resource)
     assert (nobody.code, "No worker answered" in nobody.err) == (UNREACHABLE, True)
