@@ -9,6 +9,8 @@ sent. Assumed, and off unless configured: calls that list roles and teams.
 from __future__ import annotations
 
 import difflib
+import functools
+import heapq
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -50,6 +52,11 @@ KEEP_ALIVE_S = 12 * 3600.0
 PAGES_MAX = 500
 NAMES_MAX = 10_000
 PROPOSALS_MAX = 3
+COMPARED_MAX = 100
+"""Names that a mistyped one is compared with."""
+NAME_CHARS_MAX = 200
+SPELLINGS_MAX = 50_000
+"""Folded names that are remembered: they are the same for every user."""
 
 Kind = Literal["role", "team"]
 Region = Literal["us", "eu", "ca"]
@@ -123,12 +130,14 @@ def split_names(value: Any) -> list[str]:
     return names[:NAMES_MAX]
 
 
+@functools.lru_cache(SPELLINGS_MAX)
 def _folded(name: str) -> str:
     """Equal for names that differ in letter case, width, compatibility forms and blanks only."""
     once = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     return " ".join(once.split())
 
 
+@functools.lru_cache(SPELLINGS_MAX)
 def _bare(name: str) -> str:
     """For proposals only: accents and unusual hyphens do not count either."""
     spread = unicodedata.normalize("NFKD", _folded(name))
@@ -138,11 +147,22 @@ def _bare(name: str) -> str:
 
 
 def nearest(name: str, known: Sequence[str]) -> list[str]:
-    """Existing names that a mistyped one may mean, best first."""
+    """Existing names that a mistyped one may mean, best first.
+
+    Comparing whole names is slow, and a worker does nothing else meanwhile: of many names only those that share the most pairs of
+    letters are compared.
+    """
     by_bare: dict[str, list[str]] = {}
     for candidate in known:
         by_bare.setdefault(_bare(candidate), []).append(candidate)
-    close = difflib.get_close_matches(_bare(name), list(by_bare), n=PROPOSALS_MAX, cutoff=0.6)
+    wanted = _bare(name[:NAME_CHARS_MAX])
+    likely = list(by_bare)
+    if len(likely) > COMPARED_MAX:
+        pairs = {wanted[at : at + 2] for at in range(len(wanted) - 1)}
+        likely = heapq.nlargest(
+            COMPARED_MAX, likely, key=lambda one: 4 * sum(pair in one for pair in pairs) - abs(len(one) - len(wanted))
+        )
+    close = difflib.get_close_matches(wanted, likely, n=PROPOSALS_MAX, cutoff=0.6)
     return [candidate for bare in close for candidate in by_bare[bare]][:PROPOSALS_MAX]
 
 

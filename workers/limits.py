@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from schemas.errors import ConnectorError
+from schemas.errors import Blocked, ConnectorError, RateLimited
+from schemas.logs import logger
 from schemas.specs import RateLimit
 from workers.delivery import NotOurs
 
@@ -20,6 +21,9 @@ REFRESH_EVERY_S = 60.0
 """A name nobody knows makes the worker ask the product for its names at most this often."""
 RELOAD_AFTER_FAILURE_S = 5.0
 """The same after a load that failed: a new credential shall not have to wait a minute."""
+
+NAMES_MAX = 10_000
+"""Names of one kind that are remembered."""
 
 Names = Mapping[str, Sequence[Mapping[str, Any] | str]]
 
@@ -106,7 +110,8 @@ class NameCache:
             False when the product has no such call, or the names are younger than REFRESH_EVERY_S.
 
         Raises:
-            ConnectorError: the load failed, now or a moment ago; without names nobody can say that a name does not exist.
+            ConnectorError: the load failed, now or a moment ago; without names nobody can say that a name does not exist. When
+                there are names of an earlier load, everybody else goes on with those, and only who misses one is `Blocked`.
             NotOurs: the delivery that asked is over.
         """
         if self._load is None:
@@ -120,14 +125,34 @@ class NameCache:
                     raise self._failure.with_traceback(None)
                 return False
             try:
-                self._names = await self._load()
+                self._names = _bounded(await self._load())
             except NotOurs:
                 raise
             except ConnectorError as exc:
-                self._failure = exc
+                self._failure = self._only_the_asking(exc)
                 self._next_at = self._clock() + RELOAD_AFTER_FAILURE_S
-                raise
+                if self._failure is exc:
+                    raise
+                raise self._failure from exc
             self._failure = None
             self._loads += 1
             self._next_at = self._clock() + REFRESH_EVERY_S
             return True
+
+    def _only_the_asking(self, exc: ConnectorError) -> ConnectorError:
+        """A failure that must not stop the whole target once there are names: one mistyped role would be enough for that."""
+        if not self._loads or isinstance(exc, RateLimited):
+            return exc
+        return Blocked(
+            f"A name that is not known here could not be looked up: {exc.message}",
+            on="the product's names",
+            code=exc.code,
+        )
+
+
+def _bounded(names: Names) -> Names:
+    """At most NAMES_MAX of a kind."""
+    for kind, entries in names.items():
+        if len(entries) > NAMES_MAX:
+            logger().warning("names.too_many", kind=kind, count=len(entries), kept=NAMES_MAX)
+    return {kind: entries[:NAMES_MAX] for kind, entries in names.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,15 @@ def test_any_value_resolves_to_existing_names_or_is_refused(value: Any) -> None:
         return
     assert set(names) <= set(TEAMS)
     assert resolve_names("team", ";".join(names), TEAMS) == names
+
+
+def test_a_proposal_is_found_among_very_many_names_without_holding_up_the_worker() -> None:
+    """Proposals are worth little time: deliveries of all targets of the worker wait for them."""
+    names = [f"Team number {number} of the region" for number in range(10_000)]
+    started = time.monotonic()
+    with pytest.raises(NormalizationError, match="did you mean 'Team number 4711 of the region'"):
+        resolve_names("team", "Teem number 4711 of the region", names)
+    assert time.monotonic() - started < 2.0
 
 
 @given(st.text(alphabet='{}[]"\\:,ab ', max_size=60))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from schemas.errors import Misconfigured, Unavailable
+from schemas.errors import Blocked, ConnectorError, Misconfigured, Unavailable
 from schemas.specs import RateLimit
 from tests.workers.conftest import Clock
 from workers import limits
@@ -127,7 +127,8 @@ async def test_deliveries_that_miss_a_name_together_share_one_load() -> None:
     product = Directory()
     cache = NameCache(product.load)
 
-    assert await asyncio.gather(*(cache.refresh() for _ in range(10))) == [True] * 10
+    assert await asyncio.gather(*(cache.refresh() for _ in range(100))) == [True] * 100
+    assert await asyncio.gather(*(cache.refresh() for _ in range(100))) == [False] * 100
 
     assert product.loads == 1
 
@@ -146,6 +147,31 @@ async def test_names_that_could_not_be_loaded_are_not_called_unknown() -> None:
     clock.added_s += limits.RELOAD_AFTER_FAILURE_S + 1
 
     assert await cache.refresh()
+
+
+@pytest.mark.parametrize("failure", [Misconfigured("no right to list"), Unavailable("the product is down")])
+async def test_names_of_an_earlier_load_stay_when_they_cannot_be_loaded_anew(failure: ConnectorError) -> None:
+    """A9 concerns credentials: one mistyped role must not stop a target whose names were known a minute ago; it alone waits."""
+    clock, product = Clock(), Directory()
+    cache = NameCache(product.load, clock=clock)
+    assert await cache.refresh()
+    product.fails = failure
+    clock.added_s += limits.REFRESH_EVERY_S + 1
+
+    for _ in range(2):
+        with pytest.raises(Blocked, match=str(failure)):
+            await cache.refresh()
+    assert product.loads == 2
+    assert [entry["name"] for entry in cache.names("role") if not isinstance(entry, str)] == ["Clerk"]
+
+
+async def test_what_is_remembered_of_a_product_has_a_bound() -> None:
+    """A product that lists names without end does not fill a worker's memory."""
+    product = Directory()
+    product.roles = [f"role{number}" for number in range(limits.NAMES_MAX + 5)]
+    cache = NameCache(product.load)
+    await cache.refresh()
+    assert len(cache.names("role")) == limits.NAMES_MAX
 
 
 async def test_a_probe_that_went_well_ends_the_memory_of_a_failure() -> None:
