@@ -288,6 +288,8 @@ class Gateway:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
         write_access_file(self.base, _url(operator_socket), token)
+        if self.config.store.url is None:
+            await self.reconciler.take_over()
         await self._leave_shadow(name for name, settings in self.targets.items() if not settings.shadow)
         self.spawn(self._connect_and_fold())
         self.spawn(self._for_ever("sweep", self._sweep))

@@ -51,6 +51,7 @@ from schemas.masking import mask
 from schemas.specs import Spec
 from schemas.states import Circuit, State
 
+LEASE = "reconcile:"
 LEASE_S = 180.0
 """Longer than the longest step between two renewals: a part of a list with all its repeats ends earlier, or the run fails."""
 REST_STEP_S = LEASE_S / 3
@@ -175,6 +176,19 @@ class Reconciler:
 
     # ---- by itself
 
+    async def take_over(self) -> None:
+        """At the start of the only gateway there is: what its predecessor had begun is over, and is not waited for."""
+
+        def job(ledger: Transaction) -> list[Report]:
+            broken = []
+            for name, holder in kept.leases(ledger, LEASE):
+                kept.end_lease(ledger, name, holder)
+                broken += kept.end_broken_off(ledger, name.removeprefix(LEASE), self.clock.now())
+            return broken
+
+        for one in await self.store.run(job):
+            log.warning("reconcile.broken_off", target=one.target, run=one.id, state=one.state)
+
     async def look(self) -> None:
         """Start what is due; called every LOOK_EVERY_S."""
         for name, settings in self.targets().items():
@@ -204,7 +218,7 @@ class Reconciler:
         begun = await self.store.read_slow(lambda reader: [one.state for one in kept.runs(reader, target)])
         if not any(state in kept.UNDER_WAY for state in begun):
             return
-        lease, now = f"reconcile:{target}", self.clock.now()
+        lease, now = f"{LEASE}{target}", self.clock.now()
 
         def job(ledger: Transaction) -> list[Report]:
             if not kept.take_lease(ledger, lease, self.holder, now, LEASE_S):
@@ -244,7 +258,7 @@ class Reconciler:
 
     async def _run(self, run: Run, *, repair: bool, approved: bool, actor: str, reason: str) -> None:
         target, started_at = run.target, self.clock.now()
-        lease = f"reconcile:{target}"
+        lease = f"{LEASE}{target}"
         spool: GroupSpool | None = None
         report = Report(
             target=target,
@@ -412,7 +426,7 @@ class Reconciler:
                 return
             yield [_wish(row, since) for _, row in rows]
             after = rows[-1][0]
-            await self._renew(f"reconcile:{target}")
+            await self._renew(f"{LEASE}{target}")
 
     def _since(self, report: Report) -> float:
         """Who changed after this is on the way: the product's lists may show it as it was, or as it is."""
@@ -498,13 +512,13 @@ class Reconciler:
                 await asyncio.to_thread(
                     spool.forget_fixes, [one.resource for one in taken_back if one.class_ == "group_members"]
                 )
-            await self._renew(f"reconcile:{target}")
+            await self._renew(f"{LEASE}{target}")
 
     # ---- its pace
 
     def _pacer(self, target: str) -> Callable[[int], Awaitable[None]]:
         async def pace(calls: int) -> None:
-            await self._renew(f"reconcile:{target}")
+            await self._renew(f"{LEASE}{target}")
             await self._check_open(target)
             await self._rest(target, calls)
 
@@ -519,7 +533,7 @@ class Reconciler:
         while left_s > 0:
             await self.clock.sleep(min(left_s, REST_STEP_S))
             left_s -= REST_STEP_S
-            await self._renew(f"reconcile:{target}")
+            await self._renew(f"{LEASE}{target}")
 
     async def _check_open(self, target: str) -> None:
         """Raises: ComparisonFailed when the target is not to be called."""
@@ -600,7 +614,7 @@ class Reconciler:
         async for found in _batches(spool, classes):
             if calls:
                 await self._rest(target, calls)
-            await self._renew(f"reconcile:{target}")
+            await self._renew(f"{LEASE}{target}")
             await self._check_open(target)
             fixes = {
                 one.resource: await asyncio.to_thread(spool.fixes, one.resource)

@@ -120,6 +120,8 @@ class _Statements:
         self.end_lease = ready(
             sa.delete(_LEASE).where(_LEASE.c.name == p("lease_name"), _LEASE.c.holder == p("lease_holder"))
         )
+        its_lease = sa.and_(_LEASE.c.name >= p("first_name"), _LEASE.c.name < p("beyond_name"))
+        self.leases = ready(sa.select(_LEASE.c.name, _LEASE.c.holder).where(its_lease).order_by(_LEASE.c.name))
         run, runs = insert(_RUN), _RUN.c
         columns = {c.name: run.excluded[c.name] for c in _RUN.columns if c.name not in ("target", "id")}
         self.save_run = ready(run.on_conflict_do_update(index_elements=["target", "id"], set_=columns), _RUN)
@@ -209,6 +211,12 @@ def take_lease(ledger: Transaction, name: str, holder: str, now: float, life_s: 
 def end_lease(ledger: Transaction, name: str, holder: str) -> None:
     """Give a lease back; another one's stays."""
     ledger.connection.do(_of(ledger).end_lease, lease_name=name, lease_holder=holder)
+
+
+def leases(within: Transaction | Reader, prefix: str) -> list[tuple[str, str]]:
+    """Leases whose names begin so, each with its holder, also those that have ended."""
+    found = within.connection.rows(_of(within).leases, first_name=prefix, beyond_name=f"{prefix}\U0010ffff")
+    return [(str(name), str(holder)) for name, holder in found]
 
 
 # ---- runs

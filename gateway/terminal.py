@@ -822,7 +822,7 @@ def reconciled(report: Mapping[str, Any], some: Sequence[Mapping[str, Any]], now
         shown = {
             name: words
             for name, words in _DIFFERENCE_WORDS.items()
-            if report["groups_listed"] or report["groups"] or not name.startswith("group_")
+            if report["counts"].get(name) or not name.startswith("group_")
         }
         parts += [Text(""), _classes(report, shown), *_lines(some, report["counts"], _DIFFERENCE_WORDS)]
     return Group(*parts)
@@ -835,7 +835,8 @@ def reconcile_sentence(report: Mapping[str, Any], now: float) -> str:
         return f"compared {when}, without a result ({report['code']})."
     size = f"{report['compared']:,} of its users with {report['listed']:,} accounts"
     if report["groups"] or report["groups_listed"]:
-        size += f", {report['groups']:,} of its groups with {report['groups_listed']:,} there ({report['memberships']:,} members)"
+        members = counted(report["memberships"], "member")
+        size += f", {report['groups']:,} of its groups ({members}) with {report['groups_listed']:,} there"
     total = sum(report["counts"].values())
     if not total:
         return f"compared {when}, {size}: nothing differs."
@@ -932,7 +933,8 @@ def _lines(
         why = line["message"] or " ".join(
             filter(None, (_CODE_WORDS.get(line["code"], line["code"]), ", ".join(line["attributes"])))
         )
-        ids = [f"{what} {id_}" for what, id_ in (("user", line["resource"]), ("account", line["account_id"])) if id_]
+        here = "group" if line["class"].startswith("group_") else "user"
+        ids = [f"{what} {id_}" for what, id_ in ((here, line["resource"]), ("account", line["account_id"])) if id_]
         who = [plain(line["label"])] if line["label"] else []
         _row(table, line["class"], Group(*who, *(plain(text, "bright_black") for text in ids)), why)
     more = sum(counts.values()) - len(some)

@@ -118,10 +118,11 @@ async def test_a_worker_that_dies_a_pause_and_a_gateway_that_is_gone_end_clearly
             )
             await here.gateway.store.run(lambda ledger: kept.save_run(ledger, gone))
             await here.gateway.store.run(
-                lambda ledger: kept.take_lease(ledger, f"reconcile:{TARGET}", "gone", now - 200, 180.0)
+                lambda ledger: kept.take_lease(ledger, f"reconcile:{TARGET}", "gone", now, 180.0)
             )
-            again, _ = await here.reconciled()
-            assert again.state == "differs"
+            assert (await here.reconciled())[0].code == "running_elsewhere"
+            await here.another(LongDays()).take_over()
+            assert (await here.reconciled())[0].state == "differs"
             view = await here.said("reconcile", TARGET, "--runs", code=0)
             ended = {run["id"]: (run["state"], run["code"]) for run in view["runs"]}
             assert ended["gone"] == ("failed", "broken_off")
