@@ -81,6 +81,8 @@ DEFAULT_ATTRIBUTES = (
 )
 """Entra's default mapping without the manager, whose value is an id of this gateway."""
 
+NOBODY = "provgate-check-nobody"
+"""Looked up by `check`."""
 Constant = str | bool | int
 _FILTER_PATH = re.compile(r'[A-Za-z$][\w.:$-]*(\[type eq "[^"\\]{1,40}"\])?(\.[A-Za-z$][\w$-]*)?', re.ASCII)
 _KIND_PATH = re.compile(r"/[A-Za-z0-9_.-]{1,60}")
@@ -432,7 +434,62 @@ on_delete = "deactivate"
                     message=f"No user of {self.title} shows {name}; accounts could never be found. Correct rename.",
                 )
             )
+        elif first:
+            findings += await self._known_findings(first[0])
+        if self.settings.filter == "server":
+            findings += await self._nobody_findings()
         return findings
+
+    async def _known_findings(self, known: Mapping[str, Any]) -> list[Finding]:
+        """Whether a user that is listed can be read, and is found by what it is known by."""
+        findings: list[Finding] = []
+
+        def wrong(code: str, message: str) -> None:
+            findings.append(Finding(level="error", code=code, message=message))
+
+        try:
+            await self.scim.read(self._id(known, "user"), None, kind=self._users)
+        except (Gone, Rejected, Unavailable) as exc:
+            wrong("cannot_read", f"A user of {self.title} that is listed cannot be read: {exc.message}.")
+        for attribute in self.settings.match if self.settings.filter == "server" else ():
+            value = str(_held(known, self.settings.there(attribute)) or "")
+            if not value:
+                continue
+            try:
+                rows = await self._looked_up(
+                    self._users, {(attribute, value.casefold()): value}, Delivery(), fresh=True
+                )
+            except (Misconfigured, Rejected, Unavailable) as exc:
+                wrong("not_found_again", f'{exc.message}. Correct filter_on, or set filter = "scan".')
+                continue
+            if not rows[attribute, value.casefold()]:
+                wrong(
+                    "not_found_again",
+                    f"{self.title} does not find a user it lists by {attribute}; accounts would be made twice. Correct filter_on "
+                    'or rename, or set filter = "scan".',
+                )
+        return findings
+
+    async def _nobody_findings(self) -> list[Finding]:
+        """What the product answers to a look-up of somebody who does not exist."""
+        there = self.settings.filter_on.get("userName", self.settings.there("userName"))
+        query = {"filter": f"{there} eq {literal(NOBODY)}"}
+        try:
+            rows, _ = await self.scim.page(None, kind=self._users, query=query)
+        except Misconfigured as exc:
+            if exc.code != "wrong_address":
+                raise
+            message = f"{self.title} answers a look-up of nobody with 404; set nobody_status = 404."
+            return [Finding(level="error", code="nobody_is_404", message=message)]
+        except Rejected as exc:
+            message = f'{exc.message}. Correct filter_on, or set filter = "scan".'
+            return [Finding(level="error", code="no_filter", message=message)]
+        if not rows:
+            return []
+        message = (
+            f'{self.title} answers a look-up of nobody with users: it does not look at filters. Set filter = "scan".'
+        )
+        return [Finding(level="error", code="filter_ignored", message=message)]
 
     async def find(self, account: Account | None, identities: Sequence[Identity], ctx: Delivery) -> list[Found]:
         """By userName and, where `match` says so, externalId. An identity of another kind matches nothing (0.2)."""
@@ -812,6 +869,29 @@ on_delete = "deactivate"
                         message=f"{exc.message}. Set groups = false, or correct groups_path and the rights of the credentials.",
                     )
                 )
+        return findings + self._type_findings(await self.scim.resource_types())
+
+    def _type_findings(self, types: Sequence[Mapping[str, Any]]) -> list[Finding]:
+        """Addresses and extensions compared with what the product says of its resource types (RFC 7643 section 6)."""
+        findings: list[Finding] = []
+        wanted = {"User": self.settings.users_path} | (
+            {"Group": self.settings.groups_path} if self.settings.groups else {}
+        )
+        for name, path in wanted.items():
+            told = next((one for one in types if one.get("name") == name), {})
+            there = str(told.get("endpoint") or path)
+            if there.rstrip("/").rpartition("/")[2].casefold() != path.strip("/").casefold():
+                setting = "users_path" if name == "User" else "groups_path"
+                message = f"{self.title} says that its resources {name} are at {there}; {setting} says {path}."
+                findings.append(Finding(level="warning", code="other_path", message=message))
+        told = next((one for one in types if one.get("name") == "User"), {})
+        known = [str(one.get("schema")) for one in told.get("schemaExtensions") or () if isinstance(one, dict)]
+        sent = dict.fromkeys(_parts(self.settings.there(path)).urn for path in self.settings.supplied())
+        for urn in sent:
+            if urn and known and urn.casefold() not in {one.casefold() for one in known}:
+                near = did_you_mean(urn, known) or "."
+                message = f"{self.title} does not name the extension {urn}{near} Set enterprise_urn or rename, or omit its attributes."
+                findings.append(Finding(level="warning", code="unknown_extension", message=message))
         return findings
 
     # Writing ----------------------------------------------------------------------------------------------------------

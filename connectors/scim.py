@@ -358,6 +358,14 @@ class ScimClient:
             self._features_until = self._clock() + FEATURES_KEEP_S
         return self._features
 
+    async def resource_types(self) -> list[dict[str, Any]]:
+        """What the product says of its resource types (RFC 7643 section 6); empty when it does not."""
+        try:
+            entries, _ = await self._listed(None, "ResourceTypes", {})
+        except (Misconfigured, Rejected, Unavailable):
+            return []
+        return entries
+
     async def can_patch(self, ctx: Delivery | None) -> bool:
         """Whether the product says that it supports PATCH."""
         patch = (await self.features(ctx)).get("patch")

@@ -352,6 +352,11 @@ class ScimProductEmulator(ScimEmulator):
         body = {"schemas": [LIST], **facts, "itemsPerPage": len(page), "Resources": shown}
         return Answer(200, body, {}, "application/scim+json")
 
+    def _resource_types(self, call: Call) -> Answer:
+        answer = super()._resource_types(call)
+        answer.body = self._respelled(answer.body)
+        return answer
+
     def _provider(self, call: Call) -> Answer:
         answer = super()._provider(call)
         answer.body["patch"] = {"supported": self.setting("patch")}

@@ -7,6 +7,7 @@ searches by POST, filters, cursors, links, next addresses, keys in several heade
 from __future__ import annotations
 
 import contextlib
+import re
 import tomllib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from connectors import registry
 from connectors.contract import Delivery, ListsGroups, PutsGroups
 from connectors.generic_rest import GenericRest
+from connectors.rehearsal import Rehearsal, rehearsing, rehearsing_connector
 from connectors.scanned import SCAN_KEEP_S, Row, Scanned
 from deploy.emulators.harness import running
 from deploy.emulators.rest_service import RestServiceEmulator
@@ -323,6 +325,10 @@ async def test_a_product_of_every_kind_is_declared_and_kept(token: Path, kind: s
         wish = connector.normalize(a_user(), Names())
         name = "userName:ada.o'neill@contoso.example"
         assert await connector.find(wish, [name], ctx) == []
+        dry: Any = rehearsing_connector(type(connector), connector.settings, connector.http)
+        with rehearsing(Rehearsal()) as rehearsal:
+            assert (await dry.create(wish, Delivery())).startswith("would-be-")
+        assert (rehearsal.calls[0].method, len(product.state()["users"])) == ("POST", 5)
         account_id = await connector.create(wish, ctx)
         assert [found.account_id for found in await connector.find(None, [name], Delivery())] == [account_id]
         rows = {row["account_id"]: row for row in await listed(connector.list_accounts)}
@@ -341,6 +347,10 @@ async def test_a_product_of_every_kind_is_declared_and_kept(token: Path, kind: s
             roles=[{"value": "lead"}, {"value": "head"}],
         )
         wish = connector.normalize(changed, Names())
+        with rehearsing(Rehearsal()) as rehearsal:
+            await dry.update(account_id, wish, Delivery())
+        assert rehearsal.calls
+        assert product.state()["users"][held_id]["name"]["last"] == "O'Neill"
         for _ in range(2):
             writes = len(product.journal.effects())
             await connector.update(account_id, wish, Delivery())
@@ -406,6 +416,73 @@ async def test_groups_are_declared_and_their_members_come_and_go(token: Path, ki
             await connector.delete_group(group_id, Delivery())
         assert len(product.state()["groups"]) == 3
         assert len(product.state()["users"]) == 6
+
+
+def notes() -> list[tuple[str, ...]]:
+    """The declarations of connectors/rest.md, each after what it adds to."""
+    page = Path(registry.__file__).with_name("rest.md").read_text(encoding="utf-8")
+    found = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    groups = next(text for text in found if text.startswith("[groups]"))
+    return [(COMMON, groups, text) if text.startswith("[groups.") else (COMMON, text) for text in found]
+
+
+@pytest.mark.parametrize("texts", notes())
+def test_what_the_notes_for_operators_show_is_a_declaration(texts: tuple[str, ...]) -> None:
+    """Nobody copies a line from the page that the gateway then refuses."""
+    table: dict[str, Any] = {"base_url": "https://crm.example.com/api", "auth": {"token": {"env": "KEY"}}}
+    for text in texts:
+        merged(table, tomllib.loads(text))
+    problems: list[str] = []
+    assert registry.decode_settings("rest", table, "settings", problems) is not None, problems
+
+
+MISTAKES = [
+    ('endpoints.read = { path = "/users/{idd}" }', "endpoints.read.path: {idd} is not known; there is {id}"),
+    ('endpoints.update = { path = "/u", body = { x = "{idd}" } }', "endpoints.update.body: {idd} is not known"),
+    ('endpoints.delete = { path = "/u", method = "POST" }', "endpoints.delete.path: must hold {id}, or query or body"),
+    ('endpoints.find = { path = "/u", body = { a = 1 } }', 'endpoints.find.body: needs method = "POST"'),
+    ("""identity.userName = { query = { q = "'{value}'" } }""", "identity.userName.escape: a quoted {value}"),
+    ('identity.userName = { query = { q = "x" } }', "identity.userName.query: must hold {value}"),
+    ('identity.userName = { body = { q = "{value}" } }', "identity.userName.body: needs endpoints.find with method"),
+    ('id = "login"', 'attributes.userName.write: must be "create": this field is the account\'s id'),
+    ('attributes.title = { field = "phones[type].value" }', "attributes.title.field: has brackets"),
+    ('attributes.title = { field = "phones[type=x]" }', "attributes.title.field: ends with a choice"),
+    ('attributes.title = { field = "note", through = "calls" }', 'attributes.title.through: "calls" is for roles only'),
+    ('attributes.roles = { field = "id", through = "calls" }', "endpoints.grant: missing; attributes.roles.through"),
+    (
+        'attributes.title = { field = "note", entry = "x" }',
+        'attributes.title.entry: means nothing without many = "list"',
+    ),
+    ('active = { field = "status", on = "a", off = "b", also_on = ["B"] }', "active.off: must differ from on: 'b'"),
+    ('paging = { way = "cursor", parameter = "c", next = "header:a b" }', "paging.next: is not the name of a header"),
+    ('paging = { way = "link", more = "x" }', "paging.more: means nothing with way"),
+    ('media_type = "json"', "media_type: must be like"),
+    ('auth = { way = "basic_key" }', 'auth.token: missing; way = "basic_key" needs it'),
+    ('auth.also = { authorization = "TOKEN" }', "auth.also.authorization: is sent already"),
+    ("off_before_delete = true\nactive = false", "active: must be a table"),
+    ('groups = { name = "n" }', "groups.endpoints: missing; the calls the product has for groups"),
+    (GROUP_CALLS, "groups.endpoints.add: missing; members come and go by it"),
+    (GROUP_CALLS + "members = { path = '/m' }", "groups.endpoints.members.path: must hold {id}"),
+    (
+        GROUP_CALLS + GROUPS["a field of the group"][0] + "feild = 'x'",
+        "groups.members.feild: not a setting of REST product",
+    ),
+    (
+        GROUP_CALLS + "remove = { path = '/m/{membership}' }",
+        "groups.endpoints.members: missing; {membership} is read there",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), MISTAKES)
+def test_every_mistake_names_its_place_and_the_remedy(text: str, said: str) -> None:
+    """Design section 8: path first, with the nearest name; what cannot work is refused before anything is sent."""
+    table: dict[str, Any] = {"base_url": "https://crm.example.com/api", "auth": {"token": {"env": "KEY"}}}
+    for part in (COMMON, text):
+        merged(table, tomllib.loads("\n".join(line.strip() for line in part.splitlines())))
+    problems: list[str] = []
+    assert registry.decode_settings("rest", with_secret(table, "", "t"), "settings", problems) is None
+    assert any(problem.removeprefix("settings.").startswith(said) for problem in problems), problems
 
 
 async def test_a_list_that_breaks_off_is_no_whole_list(token: Path) -> None:

@@ -899,6 +899,9 @@ async def test_a_fitting_target_has_nothing_to_say(emulator: Any, token: Path) -
         ({"described": False}, {}, "no_service_provider_config", "warning"),
         ({"groups": False}, {}, "no_groups", "error"),
         ({}, {"rename": {"userName": "nickName"}}, "no_user_name", "error"),
+        ({"nobody": 404}, {}, "nobody_is_404", "error"),
+        ({"filter_name": "emails.value"}, {}, "not_found_again", "error"),
+        ({"enterprise": "urn:example:enterprise"}, {}, "unknown_extension", "warning"),
     ],
 )
 async def test_settings_that_do_not_fit_the_product_are_found(
