@@ -16,11 +16,11 @@ from connectors.bobs_business import BobsBusiness
 from connectors.contract import Delivery, Directory, Found, Identity
 from connectors.rehearsal import RehearsalHttp
 from connectors.testing import shipped
-from connectors.testing.conformance import PROMISES, try_promise
-from connectors.testing.example import Account, Lantern
+from connectors.testing.conformance import PROMISES, WITHOUT_GROUPS, try_all, try_promise
+from connectors.testing.example import TITLE, Account, Lantern
 from connectors.testing.example_emulator import LanternEmulator
 from connectors.testing.example_trial import TestLantern as ExampleTrial
-from schemas.errors import ConnectorError, Gone, Misconfigured, NormalizationError, RateLimited, Unavailable
+from schemas.errors import Blocked, ConnectorError, Gone, Misconfigured, NormalizationError, RateLimited, Unavailable
 from schemas.resources import Group, User
 
 
@@ -481,6 +481,26 @@ def test_a_planted_bug_is_caught_by_the_promise_it_breaks(planted: type[Lantern]
     assert broken.detail
     assert broken.remedy
     assert kept.verdict == "kept", kept.detail
+
+
+class TakesItsTime(Lantern):
+    """Rightly says that an account is accepted and not made yet; who looks later finds it."""
+
+    async def create(self, account: Account, ctx: Delivery) -> str:
+        await super().create(account, ctx)
+        raise Blocked(f"{TITLE} is making the account; it is looked up later", on="creation", retry_after_s=5.0)
+
+
+def test_a_product_that_makes_accounts_later_keeps_every_promise_too() -> None:
+    """202 is an answer: nothing in the suite takes a correct connector for a broken one because it has to wait."""
+
+    class Trial(ExampleTrial):
+        connector_type = TakesItsTime
+
+    verdicts = asyncio.run(try_all(Trial()))
+
+    assert {one.promise: one.detail for one in verdicts if one.verdict == "broken"} == {}
+    assert {one.promise for one in verdicts if one.verdict == "not applicable"} == set(WITHOUT_GROUPS)
 
 
 class NeverTakesMembersOut(BobsBusiness):
