@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from connectors.contract import (
@@ -395,6 +396,13 @@ class BobsBusiness(Connector[Settings, Account]):
         ),
     )
     settings_type = Settings
+
+    @classmethod
+    def spec_for(cls, settings: Settings) -> Spec:
+        """Where domains are one, Entra's filters find a user under either (rule A1)."""
+        if not settings.domain_aliases:
+            return cls.spec
+        return msgspec.structs.replace(cls.spec, capabilities=(*cls.spec.capabilities, "normalizes_identity"))
 
     @classmethod
     def endpoint(cls, settings: Settings) -> Endpoint | None:

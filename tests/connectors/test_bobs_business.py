@@ -1003,8 +1003,12 @@ def test_attributes_beyond_the_permitted_set_are_listed() -> None:
 
 
 def test_the_address_is_the_natural_key() -> None:
-    """A1."""
+    """A1: where domains are one, filters in either spelling find the user; otherwise no worker is asked."""
     assert offline().account_keys(wish()) == ("anna@acme.example",)
+    assert "normalizes_identity" not in BobsBusiness.spec_for(offline().settings).capabilities
+    aliased = offline(domain_aliases={"acme.onmicrosoft.example": "acme.example"})
+    assert "normalizes_identity" in BobsBusiness.spec_for(aliased.settings).capabilities
+    assert aliased.account_keys(wish(aliased, userName="ANNA@acme.onmicrosoft.example")) == ("anna@acme.example",)
 
 
 def test_the_tenant_url_gives_host_and_scim_root() -> None:
@@ -1280,6 +1284,10 @@ async def test_who_is_not_invited_by_hand_yet_is_listed_until_it_is_done(
         await here.change(made["asleep"], active=True)
         await here.settled(made["asleep"])
         assert {one for one, _ in await here.noted("not_invited")} == {made["new"], made["asleep"]}
+        await here.change(made["new"], title="Not taken there")
+        await here.settled(made["new"])
+        said = here.outcomes_seen[-1]
+        assert (said.result, said.note, said.ignored) == (Result.APPLIED, "already", ("title",)), "rules A8, A13"
         await here.change(made["new"], active=False)
         await here.settled(made["new"])
         assert {one for one, _ in await here.noted("not_invited")} == {made["asleep"]}

@@ -10,10 +10,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from schemas.events import Note, decode_event
+from gateway.records import LastAttempt
+from gateway.store import Store
+from schemas.events import Note, Outcome, Step, decode_event
 from schemas.specs import NoteKind, Spec
 from schemas.states import Result
 from tests.gateway.operated import ALPHA, BETA, Operated, operated
+from tests.gateway.test_store import NOW, TARGET, applied, location, postgres, postgres_url, store  # noqa: F401 - fixtures
 
 KINDS = (NoteKind("not_invited", "provisioned and not invited", done="invited"), NoteKind("invited", "invited"))
 
@@ -98,3 +101,51 @@ async def test_a_note_is_kept_whatever_the_delivery_came_to_and_goes_when_it_is_
         resource, Result.APPLIED, account_id="p", created=True, notes=(Note("invited"), Note("owed", holds=False))
     )
     assert await here.store.read(lambda reader: reader.notes_of(resource)) == ["invited"]
+
+
+async def test_both_stores_keep_notes_with_their_resource_and_forget_them_with_it(store: Store) -> None:  # noqa: F811
+    """By target and kind, in the order of resources, a page at a time; a deleted resource's are nobody's concern."""
+    rows = [applied(name, kind="group", account_id=f"a-{name}") for name in ("one", "two", "left", "un")]
+    rows[2].deleted = True
+    rows[3].account_id = None
+
+    def take(ledger) -> None:  # type: ignore[no-untyped-def]
+        for row in rows:
+            ledger.save(row)
+        for row in rows[:3]:
+            ledger.take_notes(row, (Note("no_mapping", "m\0", subject=row.id), Note("x")), by="w", at=NOW)
+        ledger.take_notes(rows[0], (Note("no_mapping", "m", subject="1"), Note("x", holds=False)), by="v", at=NOW + 5)
+        assert list(ledger.notes_of("one")) == ["no_mapping"]
+        for number, steps in enumerate(((Step("GET", "/"),), ())):
+            outcome = Outcome(
+                id=f"o{number}",
+                event_id="e",
+                target=TARGET,
+                kind="user",
+                resource="one",
+                generation=1,
+                fence=1,
+                delivery=1,
+                result=Result.APPLIED if steps else Result.REJECTED,
+                steps=steps,
+                ended_at=NOW + number,
+            )
+            assert ledger.record_attempt(outcome)
+
+    await store.run(take)
+    assert await store.read(lambda reader: reader.note_counts(TARGET)) == {"no_mapping": 2, "x": 1}
+    first, second = await store.read(lambda reader: reader.notes(TARGET, "no_mapping", 0, 10))
+    note = first[2]
+    assert (first[1].id, note.subject, note.noted_by, note.times) == ("one", "1", "v", 2)
+    assert (note.first_at, note.last_at) == (NOW, NOW + 5)
+    assert [row.id for _, row, _ in await store.read(lambda r: r.notes(TARGET, "no_mapping", first[0], 1))] == ["two"]
+    assert second[2].message == "m\ufffd"
+    groups = await store.read(lambda reader: reader.groups_after(TARGET, 0, 10))
+    assert [row.id for _, row in groups] == ["one", "two"], "linked and not deleted"
+    assert await store.read(lambda reader: reader.groups_after(TARGET, groups[-1][0], 10)) == []
+    assert await store.read(lambda reader: reader.target_names()) == [TARGET]
+    last = await store.read(lambda reader: reader.last_attempt(TARGET))
+    assert last == LastAttempt(at=NOW + 1, result="rejected", called_at=NOW)
+    assert await store.read(lambda reader: reader.last_attempt("nowhere")) is None
+    assert await store.run(lambda ledger: ledger.erase("one"))
+    assert await store.read(lambda reader: reader.note_counts(TARGET)) == {"no_mapping": 1, "x": 1}
