@@ -107,9 +107,7 @@ def look_at(
         rights_settle_s: how long the product takes to let granted rights count.
     """
     runtime = reader.target(target).row
-    seen = [*_circuit(reader, target, runtime, served, now, rights_settle_s), *_stuck(reader, target)]
-    if not settings.shadow:
-        seen += _blocked(target, blocked_for(reader, target), now)
+    seen = _circuit(reader, target, runtime, served, now, rights_settle_s)
     if not served.workers:
         remedy = f"See what is wrong with: provgate check. Start one: provgate worker --target {target}"
         seen.append(
@@ -141,9 +139,13 @@ def look_at(
                 f"provgate reconcile {target} --repair --approve --reason TEXT",
             )
         )
-    seen += _keys(reader, target, settings, now)
-    seen += _credential(served, now)
-    return Look(tuple(seen[:SEEN_PER_TARGET_MAX]), frozenset() if served.workers else frozenset(("credential",)))
+    seen += [*_keys(reader, target, settings, now), *_credential(served, now), *_stuck(reader, target)]
+    if not settings.shadow:
+        seen += _blocked(target, blocked_for(reader, target), now)
+    unsure = {one.cause for one in seen[SEEN_PER_TARGET_MAX:]}
+    if not served.workers:
+        unsure.add("credential")  # whoever knows is away
+    return Look(tuple(seen[:SEEN_PER_TARGET_MAX]), frozenset(unsure))
 
 
 def _circuit(
@@ -426,7 +428,7 @@ def write(target: str, news: News, now: float, *, place: str) -> Written:
         target: its name, or ALL_TARGETS.
         place: how this gateway is called from outside, so that several installations are told apart.
     """
-    name = target or "Provgate"
+    name = target or "the gateway"
     kind = "new" if news.new else "digest" if news.grown else "over"
     lines: list[str] = []
     if news.new:
@@ -435,7 +437,7 @@ def write(target: str, news: News, now: float, *, place: str) -> Written:
         grown = [_entry(name, one, _since(one, alert, now)) for one, alert in news.grown]
         lines += ["Still so:", "", *_each(grown)]
     if news.over:
-        over = [f"  {alert.text}: over since {moment(alert.gone_at or now)}." for alert in news.over]
+        over = [f"  {alert.text}: {_ended(alert, now)}." for alert in news.over]
         lines += ["Over:", "", *_each([[line, ""] for line in over])]
     said = {one.cause for one, _ in news.grown}
     rest = [(one, alert) for one, alert in news.open if one.cause not in said]
@@ -472,6 +474,11 @@ def _since(one: Seen, alert: Alert, now: float) -> str:
         return f"It is back since {duration(now - alert.opened_at)}."
     grown = f", {added:,} more than told before" if added > 0 else ""
     return f"Since {duration(now - alert.opened_at)}{grown}."
+
+
+def _ended(alert: Alert, now: float) -> str:
+    gone_at = alert.gone_at or now
+    return f"over since {moment(gone_at)}, after {duration(gone_at - alert.opened_at)}"
 
 
 def _each(entries: Sequence[Sequence[str]]) -> list[str]:

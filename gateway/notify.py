@@ -160,7 +160,12 @@ class Notifier:
         presences, now = self._presences(), self.now()
 
         def read(reader: Reader) -> tuple[dict[str, Look], dict[tuple[str, str], Alert], set[str]]:
-            looks = {name: look_at(reader, name, one, served_by(presences, name), now) for name, one in targets.items()}
+            looks = {
+                name: look_at(
+                    reader, name, one, served_by(presences, name), now, rights_settle_s=self._rights_settle_s(name)
+                )
+                for name, one in targets.items()
+            }
             looks[ALL_TARGETS] = look_at_all(
                 bus_connected=self._bus_connected(), configuration_problems=self._configuration_problems()
             )

@@ -188,7 +188,7 @@ class Operated:
             mail_health=lambda reader: self.notifier.health(reader),
         )
         self.mail: MailSettings | None = None
-        self.ahead_s = 0.0
+        self.ahead_s = self.rights_settle_s = 0.0
         self.notifier = self.another_notifier(store)
         self.app = create_app(
             self.services,
@@ -207,6 +207,7 @@ class Operated:
             lambda: self.workers,
             self.bus.connected,
             base=self.folder,
+            rights_settle_s=lambda target: self.rights_settle_s,
             place=self.services.public_url,
             now=lambda: time.time() + self.ahead_s,
             counted=self.metrics.count_mail,

@@ -150,6 +150,7 @@ async def test_the_first_failure_of_a_cause_is_told_at_once_and_the_next_in_a_di
     assert await told.looks(OVER_AFTER_S / 2) == []
     (over,) = await told.looks(OVER_AFTER_S)
     assert "alpha, over: dead letters: bad_name (name.familyName)" in over
+    assert "Z, after " in over
     assert "bad_number" in over
     await told.here.dead("zoe", reason=NAME)
     assert await told.looks() == [], "what comes back soon waits for a digest"
@@ -170,6 +171,7 @@ async def test_whatever_needs_a_person_is_told_to_those_who_are_to_know(told: To
     licence = Reason(code="no_licence", message="No licence left.", attribute="active")
     waiting = await here.created("bob")
     await here.comes_to(waiting, Result.BLOCKED, licence, blocked_on="licence")
+    here.rights_settle_s = 300.0
     resource = await here.created("eve")
     refusal = Reason(code="refused", message="The product refused the credentials.")
     steps = (Step(method="POST", path="/Users/{id}", status=403, ms=1.0),)
@@ -178,9 +180,11 @@ async def test_whatever_needs_a_person_is_told_to_those_who_are_to_know(told: To
     assert len(mails) == 2
     assert sorted(told.server.recipients) == [ALPHA_OPS, OPS]
     assert mails[0] == mails[1]
-    assert "alpha: 4 new problems" in mails[0]
-    assert "refuses our credentials or settings; " in mails[0]
-    assert "The call that was refused: POST /Users/{id} (403)." in mails[0]
+    assert "alpha: 3 new problems" in mails[0]
+    settled = await told.looks(301)
+    assert len(settled) == 2, "rights that were just granted may take their time"
+    assert "[Provgate] alpha refuses our credentials or settings; " in settled[0]
+    assert "The call that was refused: POST /Users/{id} (403)." in settled[0]
     assert "has a Sofa access key that has ended" in mails[0]
     assert "has 1 change that waits for: licence (no_licence, active)" in mails[0]
     assert "provgate held approve --target alpha" in mails[0]
@@ -192,7 +196,7 @@ async def test_whatever_needs_a_person_is_told_to_those_who_are_to_know(told: To
     assert not any("access key ends: over" in mail for mail in late), "whoever could say is away"
     here.bus.up = False
     await told.looks()
-    assert "Provgate cannot reach NATS" in (await told.looks(OVER_AFTER_S + 1))[0]
+    assert "the gateway cannot reach NATS" in (await told.looks(OVER_AFTER_S + 1))[0]
 
 
 async def test_keys_and_credentials_are_told_30_14_7_and_1_days_before_they_end(told: Told) -> None:
@@ -429,6 +433,8 @@ async def test_mails_go_over_checked_TLS_with_a_sign_in_or_not_at_all(
     bare = Server()
     await server.up()
     await bare.up()
+    silent = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    nobody = silent.sockets[0].getsockname()[1]
     settings = MailSettings(
         host="127.0.0.1",
         port=server.port,
@@ -446,6 +452,7 @@ async def test_mails_go_over_checked_TLS_with_a_sign_in_or_not_at_all(
         "certificate": changed(settings, ca_file=""),
         "no TLS": changed(settings, port=bare.port),
         "secret": changed(settings, password=Secret(env="PROVGATE_NOT_SET")),
+        "silence": changed(settings, port=nobody, timeout_s=0.1),
         "no sign-in": changed(settings, port=bare.port, tls="none", ca_file=""),
     }.items():
         with pytest.raises(MailProblem) as problem:
@@ -456,9 +463,11 @@ async def test_mails_go_over_checked_TLS_with_a_sign_in_or_not_at_all(
         "certificate": f"127.0.0.1:{server.port} cannot be used: its certificate is not trusted: self-signed certificate",
         "no TLS": f"127.0.0.1:{bare.port} does not offer STARTTLS",
         "secret": "environment variable PROVGATE_NOT_SET is not set or empty",
+        "silence": f"127.0.0.1:{nobody} cannot be used: no answer in time",
         "no sign-in": f"127.0.0.1:{bare.port} does not offer AUTH",
     }
     assert not bare.mails
+    silent.close()
     async with operated(tmp_path / "gateway") as here:
         told = Told(here, server)
         here.mail = settings
