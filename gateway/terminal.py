@@ -742,11 +742,11 @@ def shadow(view: Mapping[str, Any]) -> RenderableType:
             _row(counts, f"{call['count']:,}", f"{call['method']} {call['path']}")
         parts += [Text(""), counts]
     for item in view["items"]:
-        head_line = Text.assemble(
-            plain(f"{item['change']} of {item['kind']} {item['label']}", "bold"),
-            plain(f"  {item['id']}, {ago(item['at'], now)}", "bright_black"),
-        )
-        lines: list[RenderableType] = [plain(item["message"], "red" if item["refused"] else "")]
+        head_line = plain(f"{item['change']} of {item['kind']} {item['label']}", "bold")
+        lines: list[RenderableType] = [
+            plain(f"{item['id']}, {ago(item['at'], now)}", "bright_black"),
+            plain(item["message"], "red" if item["refused"] else ""),
+        ]
         lines += [
             plain(f"{call['method']} {call['path']} {call.get('sent', '')}".rstrip(), "bright_black")
             for call in item["calls"]

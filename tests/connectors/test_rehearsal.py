@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import time
+import uuid
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest_asyncio
 from msgspec import Struct
 
 from connectors import registry
-from connectors.contract import Connector, Delivery
+from connectors.contract import Connector, Delivery, PutsGroups
 from connectors.http import HttpClient
 from connectors.rehearsal import CALLS_MAX, MADE_ID, Rehearsal, rehearsing, rehearsing_connector
 from deploy.emulators.babelforce import BabelforceEmulator
@@ -23,12 +25,16 @@ from deploy.emulators.harness import Emulator, running
 from deploy.emulators.sofa import SofaEmulator
 from deploy.emulators.talkdesk import TalkdeskEmulator
 from deploy.emulators.telemessage import TelemessageEmulator
+from schemas.config import TargetSettings
 from schemas.errors import ConnectorBug, Gone, NormalizationError, Rejected
 from schemas.events import Outcome, ProvisioningEvent
 from schemas.plans import NOT_SENT
-from schemas.states import Change, Result
+from schemas.states import SHADOW, Change, Result
 from tests.connectors import test_generic_rest as generic
 from workers.delivery import deliver
+from workers.limits import CallLimit
+from workers.rehearsals import shadow
+from workers.targets import Served
 
 TOKEN = "token-of-the-rehearsal-tests"
 OBJECT_ID = "7d3f6a52-0f5c-4f0e-9a2b-1c2d3e4f5a6b"
@@ -95,6 +101,10 @@ PRODUCTS = {
 }
 
 
+async def _no_limit(limit: CallLimit) -> None:
+    pass
+
+
 class NoNames:
     """Nothing is known; a rehearsal asks nobody for names here."""
 
@@ -116,9 +126,14 @@ class Stage:
     """One product on a free port with a delivering connector and a rehearsing one."""
 
     def __init__(
-        self, product: Product, emulator: Emulator, real: Connector[Any, Any], dry: Connector[Any, Any]
+        self,
+        product: Product,
+        emulator: Emulator,
+        table: dict[str, Any],
+        real: Connector[Any, Any],
+        dry: Connector[Any, Any],
     ) -> None:
-        self.product, self.emulator, self.real, self.dry = product, emulator, real, dry
+        self.product, self.emulator, self.table, self.real, self.dry = product, emulator, table, real, dry
 
     def writes(self) -> int:
         """How many effects the product's journal holds."""
@@ -135,16 +150,16 @@ class Stage:
         """One delivery of a group that is new."""
         return await self._run(group, "group", dry=dry)
 
-    async def _run(
+    def event(
         self,
         document: dict[str, Any],
         kind: Literal["user", "group"],
         *,
-        dry: bool,
         account_id: str | None = None,
         deleted: bool = False,
-    ) -> tuple[Outcome, Rehearsal]:
-        event = ProvisioningEvent(
+    ) -> ProvisioningEvent:
+        """The event of a wish."""
+        return ProvisioningEvent(
             id="01JABCDEFGHJKMNPQRSTVWXYZ0",
             target="t",
             connector=self.product.name,
@@ -157,6 +172,17 @@ class Stage:
             deleted=deleted,
             account_id=account_id,
         )
+
+    async def _run(
+        self,
+        document: dict[str, Any],
+        kind: Literal["user", "group"],
+        *,
+        dry: bool,
+        account_id: str | None = None,
+        deleted: bool = False,
+    ) -> tuple[Outcome, Rehearsal]:
+        event = self.event(document, kind, account_id=account_id, deleted=deleted)
         rehearsal = Rehearsal()
         with rehearsing(rehearsal):
             outcome = await deliver(
@@ -189,7 +215,7 @@ async def staged(name: str, folder: Path, **options: Any) -> AsyncIterator[Stage
         real, http = registry.build(name, decoded, paced=False)
         assert isinstance(http, HttpClient)
         try:
-            yield Stage(product, emulator, real, rehearsing_connector(type(real), decoded, http))
+            yield Stage(product, emulator, table, real, rehearsing_connector(type(real), decoded, http))
         finally:
             await http.close()
 
@@ -309,6 +335,64 @@ async def test_groups_are_rehearsed_with_their_members(name: str, tmp_path: Path
     assert planned.calls[1].url.rsplit("/", 1)[1].startswith(MADE_ID)
     sent = [(step.method, step.path) for step in real.steps if step.method != "GET"]
     assert [(call.method, call.path) for call in planned.calls] == sent
+
+
+@pytest.mark.parametrize("name", sorted(PRODUCTS))
+async def test_in_shadow_mode_a_product_gets_nothing_but_questions(name: str, tmp_path: Path) -> None:
+    """Users, groups, agents and invitations, made, changed, switched off and removed: reads and token requests only."""
+    options = {
+        "bobs_business": {"invite": "on_create"},
+        "babelforce": {"create_agents": True},
+        "sofa": {"forward_unmapped_groups": True},
+    }
+    async with staged(name, tmp_path, **options.get(name, {})) as stage:
+        made, _ = await stage.deliver(dry=False)
+        groups = isinstance(stage.real, PutsGroups)
+        group = {"displayName": "Sales", "externalId": OBJECT_ID, "add": [{"id": "r1", "account_id": made.account_id}]}
+        held = (await stage.deliver_group(group, dry=False))[0].account_id if groups else None
+        last = stage.emulator.recorded()[-1]["seq"]
+        settings = TargetSettings(connector=name, settings=stage.table, shadow=True)
+        served = Served("t", settings, tmp_path, concurrency_max=1, before_call=_no_limit)
+        other = "+447400123999" if name == "telemessage" else "eve@contoso.example"
+        eve = {"externalId": str(uuid.uuid4()), "emails": [{"type": "work", "value": "eve@contoso.example"}]}
+        events = [
+            stage.event({**stage.product.user, "userName": other, **eve}, "user"),
+            stage.event(
+                {**stage.product.user, "name": {"givenName": "Adele", "familyName": "E."}},
+                "user",
+                account_id=made.account_id,
+            ),
+            stage.event({**stage.product.user, "active": False}, "user", account_id=made.account_id),
+            stage.event(stage.product.user, "user", account_id=made.account_id, deleted=True),
+        ]
+        if groups:
+            events += [
+                stage.event({**group, "displayName": "Support", "externalId": str(uuid.uuid4())}, "group"),
+                stage.event({**group, "displayName": "Sales 2", "add": []}, "group", account_id=held),
+                stage.event(group, "group", account_id=held, deleted=True),
+            ]
+        calls = 0
+        for event in events:
+            outcome = await shadow(
+                event,
+                served,
+                delivery=1,
+                owned=Mine(),
+                new_id=lambda: "o1",
+                clock=time.time,
+                ctx=Delivery(),
+                worker="w1",
+            )
+            assert outcome is not None
+            assert (outcome.result, outcome.blocked_on, outcome.notes) == (Result.BLOCKED, SHADOW, ())
+            assert outcome.reason is not None
+            assert outcome.reason.code == "shadow", outcome.reason
+            calls += sum(step.error == NOT_SENT for step in outcome.steps)
+        await served.close()
+        sent = {(call["method"], call["path"]) for call in stage.emulator.recorded(last)}
+        assert calls >= len(events) - 1
+        assert sent, "it does look"
+        assert {method for method, path in sent if "token" not in path} <= {"GET", "HEAD"}
 
 
 async def test_a_refusal_of_our_own_comes_before_any_call(tmp_path: Path) -> None:
