@@ -232,7 +232,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     default_roles: Annotated[
         tuple[str, ...], Meta(description="roles of new users without one; mirrors defaultRoles")
     ] = ()
-    unknown_roles: Literal["reject", "ignore"] = "reject"
+    unknown_roles: Annotated[
+        Literal["reject", "ignore"],
+        Meta(description="a role babelforce does not have: refuse the user, or drop the role"),
+    ] = "reject"
     absent_roles: Annotated[
         Literal["keep", "remove"], Meta(description="what an update without any roles means for the roles held")
     ] = "keep"
@@ -241,8 +244,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     )
     agent_name_sync: Annotated[bool, Meta(description="rest only: displayName becomes the linked agent's name")] = True
     create_agents: Annotated[bool, Meta(description="rest only: make an agent for users of the role agent")] = False
-    on_delete: Literal["delete", "deactivate"] = "delete"
-    allow_loopback: bool = False
+    on_delete: Annotated[Literal["delete", "deactivate"], Meta(description="what a SCIM DELETE does")] = "delete"
+    allow_loopback: Annotated[bool, Meta(description="for emulators: permits http to this machine")] = False
 
     def __post_init__(self) -> None:
         if _NAMESPACE.fullmatch(self.namespace) is None:
@@ -813,6 +816,7 @@ class _Scim:
         if answer.status >= 300:
             raise _refused("POST", self.scim.path("/Users"), answer)
         held = self.scim.resource_of(answer, "POST", "/Users")
+        _note_roles(held, roles, ctx)
         return checked_id(held.get("id"), f"{TITLE} answered {answer.status} to POST {self.scim.path('/Users')}")
 
     async def update(
@@ -845,6 +849,8 @@ class _Scim:
             )
         if answer.status >= 300:
             raise _refused("PATCH", self.scim.path("/Users/{id}"), answer)
+        if "roles" in values and roles is not UNSET and isinstance(answer.body, dict):
+            _note_roles(answer.body, roles, ctx)
 
     async def delete(self, account_id: str, ctx: Delivery) -> None:
         try:
@@ -930,6 +936,15 @@ def _refused(method: str, path: str, answer: VendorResponse) -> Rejected | Excep
             attribute="roles",
         )
     return error_of(TITLE, method, path, answer)
+
+
+def _note_roles(held: Mapping[str, Any], wanted: Sequence[str], ctx: Delivery) -> None:
+    """Say so when SCIM answered success and kept the roles as they were, because the configuration document has them off."""
+    left = role_diff([_visible(name).casefold() for name in texts(held.get("roles"))], wanted)
+    if left["add"] or left["remove"]:
+        ctx.warnings.append(
+            f"{TITLE} answered success and did not take the roles; see provgate connector configure: features.roles must be true."
+        )
 
 
 def _already_there() -> Unavailable:

@@ -202,18 +202,22 @@ class Settings(Struct, frozen=True, kw_only=True):
     region: Annotated[Region, Meta(description="us, eu or ca; decides the hosts (T1)")] = "us"
     base_url: Annotated[str | None, Meta(description="instead of the region's API host")] = None
     token: Annotated[Secret | None, Meta(description="an STS token with the scope scim (T2), as a reference")] = None
-    client_id: str | None = None
+    client_id: Annotated[
+        str | None, Meta(description="instead of token: the client with which tokens are fetched, scope scim")
+    ] = None
     client_secret: Annotated[Secret | None, Meta(description="secret of the client, as a reference")] = None
     account: Annotated[str | None, Meta(description="the account's name in its token host")] = None
     token_url: Annotated[str | None, Meta(description="instead of the account's token host")] = None
-    auth_scheme: Literal["bearer", "raw"] = "bearer"
+    auth_scheme: Annotated[
+        Literal["bearer", "raw"], Meta(description="raw sends the token without the word Bearer")
+    ] = "bearer"
     roles: Annotated[tuple[str, ...], Meta(description="all role names of the account; authoritative when given")] = ()
     teams: Annotated[tuple[str, ...], Meta(description="all team names of the account; authoritative when given")] = ()
     harvest: Annotated[bool, Meta(description="learn names from the users that hold them")] = False
     list_endpoints: Annotated[bool, Meta(description="learn names from GET /roles and /teams (assumed calls)")] = False
-    default_role: str = DEFAULT_ROLE
-    on_delete: Literal["delete", "deactivate"] = "delete"
-    allow_loopback: bool = False
+    default_role: Annotated[str, Meta(description="given when Entra takes the role away")] = DEFAULT_ROLE
+    on_delete: Annotated[Literal["delete", "deactivate"], Meta(description="what a SCIM DELETE does")] = "delete"
+    allow_loopback: Annotated[bool, Meta(description="for emulators: permits http to this machine")] = False
 
     def __post_init__(self) -> None:
         if (self.token is None) == (self.client_id is None and self.client_secret is None):
@@ -371,6 +375,10 @@ class Talkdesk(Connector[Settings, Account]):
             teams=self._names("team", user, directory, warnings),
             warnings=tuple(warnings),
         )
+
+    def account_keys(self, account: Account) -> tuple[str, ...]:
+        """The address."""
+        return (account.user_name,)
 
     def ignored(self, user: User) -> tuple[str, ...]:
         """Mapped attributes that Talkdesk does not support (T6)."""

@@ -123,6 +123,20 @@ async def test_over_scim_a_whole_life_is_led(tmp_path: Path, spelling: str, remo
         assert paths == {"/auth/scim/v2"}, "nothing goes over REST"
 
 
+async def test_over_scim_roles_that_are_switched_off_are_remarked(tmp_path: Path) -> None:
+    """B4, B18: with features.roles off SCIM answers success and takes no role; whoever looks at the person reads why."""
+    async with chain_of(tmp_path, {"target": "scim"}) as chain:
+        off = configuration_document()
+        off["features"]["roles"] = False
+        chain.emulator.seed({"configuration": off})
+        row = await chain.post({"userName": OLD, "roles": roles("agent")})
+        await chain.patch(row.id, roles=roles("sales"))
+        assert held(chain)[OLD]["roles"] == []
+        for outcome in chain.outcomes:
+            (remark,) = outcome.warnings
+            assert "did not take the roles; see provgate connector configure" in remark
+
+
 async def test_of_both_spellings_roles_wins(tmp_path: Path) -> None:
     """B14: the guide names the attribute once so and once so; when both arrive, `roles` is the truth, also when it is empty."""
     async with chain_of(tmp_path, {"target": "scim"}) as chain:
