@@ -354,6 +354,7 @@ class TeleMessage(Connector[Settings, Account]):
         concurrency_max=8,
         on_delete="deactivate",
         capabilities=("list_accounts", "idempotency_keys", "approval", "normalizes_identity"),
+        settle_s=300.0,
         support="assumed",
         pitfalls=(
             "A deleted number can never be registered again; therefore a deletion suspends unless on_delete says otherwise.",
