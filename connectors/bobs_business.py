@@ -41,7 +41,6 @@ from schemas.specs import Attribute, NoteKind, RateLimit, Spec
 
 TITLE = "Bob's Business"
 WORK_EMAIL = 'emails[type eq "work"].value'
-MEMBERS_PER_CALL = 100
 ACCOUNTS_KEEP_S = 300.0
 """How long a list of all accounts is used for matching; longer when making it took long, see ACCOUNTS_KEEP_FACTOR."""
 ACCOUNTS_KEEP_FACTOR = 10.0
@@ -712,35 +711,12 @@ class BobsBusiness(Connector[Settings, Account]):
         return group_id
 
     async def change_members(self, group_id: str, add: Sequence[str], remove: Sequence[str], ctx: Delivery) -> None:
-        """Explicit additions and removals, MEMBERS_PER_CALL at a time; never a list that replaces (L15).
+        """Explicit additions and removals, 100 at a time; never a list that replaces (L15).
 
         Raises:
             Blocked: members the platform does not know; all others are added first.
         """
-        for chunk in _chunks(remove):
-            await self.scim.patch(group_id, [_removal(one) for one in chunk], ctx, kind="Groups")
-        unknown: list[str] = []
-        for chunk in _chunks(add):
-            answer = await self.scim.patch(group_id, [_addition(chunk)], ctx, kind="Groups", expect=(400, 422))
-            if answer.status < 300:
-                continue
-            if len(chunk) == 1:
-                await self._still_there(chunk[0], answer, ctx)
-                unknown.append(chunk[0])
-                continue
-            for one in chunk:  # one stranger refuses all of them: the others are added one by one
-                answer = await self.scim.patch(group_id, [_addition([one])], ctx, kind="Groups", expect=(400, 422))
-                if answer.status >= 300:
-                    await self._still_there(one, answer, ctx)
-                    unknown.append(one)
-        if unknown:
-            raise Blocked(
-                f"{len(unknown)} of the group's members are not on the platform yet; the others were added.",
-                on=f"member:{unknown[0]}",
-                code="unknown_member",
-                attribute="members",
-                account_id=group_id,
-            )
+        await self.scim.change_members(group_id, add, remove, ctx)
 
     async def delete_group(self, group_id: str, ctx: Delivery) -> None:
         """The group only; its users stay."""
@@ -946,14 +922,6 @@ class BobsBusiness(Connector[Settings, Account]):
             )
         raise error_of(TITLE, method, self.scim.path(template), answer)
 
-    async def _still_there(self, member: str, answer: VendorResponse, ctx: Delivery) -> None:
-        """A refused member is unknown, or the refusal means something else. Raises in the second case."""
-        try:
-            await self.scim.read(member, ctx)
-        except Gone:
-            return
-        raise error_of(TITLE, "PATCH", self.scim.path("/Groups/{id}"), answer)
-
     async def _groups_named(self, names: Mapping[str, Identity], ctx: Delivery) -> dict[str, list[dict[str, Any]]]:
         """All groups of some names, letter case and blanks ignored, which the platform's filter does not do."""
         rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
@@ -1123,16 +1091,3 @@ def _kept(value: str | UnsetType | None) -> str | UnsetType:
 
 def _folded(name: str) -> str:
     return " ".join(_visible(name).casefold().split())
-
-
-def _chunks(ids: Sequence[str]) -> Iterable[list[str]]:
-    distinct = list(dict.fromkeys(ids))
-    return (distinct[at : at + MEMBERS_PER_CALL] for at in range(0, len(distinct), MEMBERS_PER_CALL))
-
-
-def _addition(ids: Sequence[str]) -> dict[str, Any]:
-    return {"op": "add", "path": "members", "value": [{"value": one} for one in ids]}
-
-
-def _removal(account_id: str) -> dict[str, Any]:
-    return {"op": "remove", "path": f'members[value eq "{account_id}"]'}

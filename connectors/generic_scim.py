@@ -45,9 +45,21 @@ from connectors.declared import (
 )
 from connectors.http import error_of
 from connectors.scanned import Row, Scanned
-from connectors.scim import GROUP_BYTES_MAX, ScimClient, checked_id, ignored_paths, literal, shown_id, texts
+from connectors.scim import (
+    GROUP_BYTES_MAX,
+    ScimClient,
+    checked_id,
+    ignored_paths,
+    literal,
+    scim_type,
+    shown_id,
+    texts,
+    unknown_members,
+    unless_changed,
+    version_of,
+)
 from schemas.config import Mistakes
-from schemas.errors import Blocked, Conflict, Gone, Misconfigured, NormalizationError, Rejected, Unavailable
+from schemas.errors import Conflict, Gone, Misconfigured, NormalizationError, Rejected, Unavailable
 from schemas.events import identity, split_identity
 from schemas.resources import ENTERPRISE_SCHEMA, GROUP_SCHEMA, USER_SCHEMA, Group, User, text
 from schemas.specs import Attribute, Spec
@@ -737,18 +749,18 @@ on_delete = "deactivate"
         if self.settings.members == "whole" or not await self._patches(ctx):
             await self._replace_members(group_id, add, remove, ctx)
             return
-        for chunk in self._chunks(remove):
-            await self._remove_members(group_id, chunk, ctx)
-        unknown: list[str] = []
-        for chunk in self._chunks(add):
-            if not await self._add_members(group_id, chunk, ctx, last=len(chunk) == 1):
-                unknown += [
-                    one
-                    for one in chunk
-                    if len(chunk) == 1 or not await self._add_members(group_id, [one], ctx, last=True)
-                ]
-        if unknown:
-            raise self._unknown_members(group_id, unknown)
+        await self.scim.change_members(
+            group_id,
+            add,
+            remove,
+            ctx,
+            kind=self._groups,
+            users=self._users,
+            per_call=self.settings.members_per_call,
+            removal="listed" if self.settings.members == "listed" else "filtered",
+            with_path=self.settings.path_style == "path",
+            versioned=self.settings.etag,
+        )
 
     async def delete_group(self, group_id: str, ctx: Delivery) -> None:
         """The group only; its users stay."""
@@ -890,7 +902,7 @@ on_delete = "deactivate"
         for urn in sent:
             if urn and known and urn.casefold() not in {one.casefold() for one in known}:
                 near = did_you_mean(urn, known) or "."
-                message = f"{self.title} does not name the extension {urn}{near} Set enterprise_urn or rename, or omit its attributes."
+                message = f"{self.title} does not name the extension {urn}{near} Set enterprise_urn or rename, or omit it."
                 findings.append(Finding(level="warning", code="unknown_extension", message=message))
         return findings
 
@@ -919,7 +931,7 @@ on_delete = "deactivate"
         self, kind: str, resource_id: str, held: Mapping[str, Any], changed: Mapping[str, Any], ctx: Delivery
     ) -> VendorResponse:
         """Write what differs; the answer's status is a success or 409."""
-        version = _version(held) if self.settings.etag else ""
+        version = version_of(held) if self.settings.etag else ""
         if await self._patches(ctx):
             answer = await self.scim.patch(
                 resource_id,
@@ -930,7 +942,7 @@ on_delete = "deactivate"
                 version=version,
             )
             if answer.status not in _NO_PATCH:
-                return self._unless_changed(self._taken_as_409(answer, "PATCH", kind))
+                return unless_changed(self.title, self._taken_as_409(answer, "PATCH", kind))
             self._cannot_patch = True
         core = USER_SCHEMA if kind == self._users else GROUP_SCHEMA
         answer = await self.scim.replace(
@@ -941,7 +953,7 @@ on_delete = "deactivate"
             expect=(*_REFUSALS, 412),
             version=version,
         )
-        return self._unless_changed(self._taken_as_409(answer, "PUT", kind))
+        return unless_changed(self.title, self._taken_as_409(answer, "PUT", kind))
 
     def _taken_as_409(self, answer: VendorResponse, method: str, kind: str) -> VendorResponse:
         taken = self._is_taken(answer, method, f"/{kind}/{{id}}")
@@ -955,7 +967,7 @@ on_delete = "deactivate"
         """
         if answer.status not in _REFUSALS:
             return False
-        if answer.status != 409 and _scim_type(answer) != "uniqueness":
+        if answer.status != 409 and scim_type(answer) != "uniqueness":
             raise error_of(self.title, method, self.scim.path(path), answer)
         return True
 
@@ -963,14 +975,6 @@ on_delete = "deactivate"
         """The resource in an answer; empty when there is none."""
         shown = self.scim.spelled(answer.body)
         return shown if isinstance(shown, dict) else {}
-
-    def _unless_changed(self, answer: VendorResponse) -> VendorResponse:
-        if answer.status == 412:
-            raise Unavailable(
-                f"{self.title} holds a newer version than the one that was read; it is read again.",
-                code="changed_meanwhile",
-            )
-        return answer
 
     def _resource(
         self, kept: Mapping[str, Any], values: Mapping[str, Any], *, core: str = USER_SCHEMA
@@ -1080,47 +1084,6 @@ on_delete = "deactivate"
 
     # Members ----------------------------------------------------------------------------------------------------------
 
-    def _chunks(self, ids: Iterable[str]) -> Iterable[list[str]]:
-        distinct = list(dict.fromkeys(ids))
-        size = self.settings.members_per_call
-        return (distinct[at : at + size] for at in range(0, len(distinct), size))
-
-    async def _remove_members(self, group_id: str, chunk: list[str], ctx: Delivery) -> None:
-        """Who is not a member any more is removed already: products answer that with noTarget (RFC 7644 section 3.5.2.2)."""
-        operations: list[dict[str, Any]]
-        if self.settings.members == "listed":
-            operations = [{"op": "remove", "path": "members", "value": [{"value": one} for one in chunk]}]
-        else:
-            operations = [{"op": "remove", "path": f"members[value eq {literal(one)}]"} for one in chunk]
-        version = await self._group_version(group_id, ctx)
-        answer = await self.scim.patch(group_id, operations, ctx, kind=self._groups, expect=(400, 412), version=version)
-        if self._unless_changed(answer).status != 400:
-            return
-        if _scim_type(answer) != "notarget":
-            raise error_of(self.title, "PATCH", self.scim.path(f"/{self._groups}/{{id}}"), answer)
-        for one in chunk if len(chunk) > 1 else ():
-            await self._remove_members(group_id, [one], ctx)
-
-    async def _add_members(self, group_id: str, chunk: list[str], ctx: Delivery, *, last: bool) -> bool:
-        """False when a member is unknown there; of several, one stranger refuses all."""
-        members = [{"value": one} for one in chunk]
-        operations: list[dict[str, Any]] = [{"op": "add", "path": "members", "value": members}]
-        if self.settings.path_style == "value":
-            operations = [{"op": "add", "value": {"members": members}}]
-        version = await self._group_version(group_id, ctx)
-        answer = await self.scim.patch(
-            group_id, operations, ctx, kind=self._groups, expect=(400, 412, 422), version=version
-        )
-        if self._unless_changed(answer).status < 300:
-            return True
-        if last:
-            await self._still_there(chunk[0], answer, "PATCH", ctx)
-        return False
-
-    async def _group_version(self, group_id: str, ctx: Delivery) -> str:
-        """The version a change of members is meant for; it moves with every call."""
-        return _version(await self.scim.read(group_id, ctx, kind=self._groups)) if self.settings.etag else ""
-
     async def _replace_members(self, group_id: str, add: Sequence[str], remove: Sequence[str], ctx: Delivery) -> None:
         held = await self.scim.read(group_id, ctx, kind=self._groups)
         current = [str(one.get("value")) for one in held.get("members") or () if isinstance(one, dict)]
@@ -1131,7 +1094,7 @@ on_delete = "deactivate"
         while True:
             members = [{"value": one} for one in wanted if one not in unknown]
             answer = await self._members_written(group_id, held, members, ctx)
-            if self._unless_changed(answer).status < 300:
+            if unless_changed(self.title, answer).status < 300:
                 break
             if unknown:
                 raise error_of(self.title, "PUT", self.scim.path(f"/{self._groups}/{{id}}"), answer)
@@ -1143,13 +1106,13 @@ on_delete = "deactivate"
             if not unknown:
                 raise error_of(self.title, "PUT", self.scim.path(f"/{self._groups}/{{id}}"), answer)
         if unknown:
-            raise self._unknown_members(group_id, unknown)
+            raise unknown_members(self.title, group_id, unknown)
 
     async def _members_written(
         self, group_id: str, held: Mapping[str, Any], members: Sequence[Mapping[str, str]], ctx: Delivery
     ) -> VendorResponse:
         """The whole list; the answer's status is a success, a refusal or 412."""
-        version = _version(held) if self.settings.etag else ""
+        version = version_of(held) if self.settings.etag else ""
         expect = (400, 412, 422)
         if not await self._patches(ctx):
             body = {**_writable(held), "members": members}
@@ -1158,23 +1121,6 @@ on_delete = "deactivate"
         if self.settings.path_style == "value":
             operation = {"op": "replace", "value": {"members": members}}
         return await self.scim.patch(group_id, [operation], ctx, kind=self._groups, expect=expect, version=version)
-
-    async def _still_there(self, member: str, answer: VendorResponse, method: str, ctx: Delivery) -> None:
-        """A refused member is unknown, or the refusal means something else. Raises in the second case."""
-        try:
-            await self.scim.read(member, ctx, kind=self._users)
-        except Gone:
-            return
-        raise error_of(self.title, method, self.scim.path(f"/{self._groups}/{{id}}"), answer)
-
-    def _unknown_members(self, group_id: str, unknown: Sequence[str]) -> Blocked:
-        return Blocked(
-            f"{len(unknown)} of the group's members are not in {self.title} yet; the others were added.",
-            on=f"member:{unknown[0]}",
-            code="unknown_member",
-            attribute="members",
-            account_id=group_id,
-        )
 
 
 def _bad_paths(name: str, paths: Iterable[str]) -> list[tuple[str, str]]:
@@ -1281,17 +1227,6 @@ def _copied(value: Any) -> Any:
 def _writable(held: Mapping[str, Any]) -> dict[str, Any]:
     """A resource as read, without what only the product sets and without nulls."""
     return {name: value for name, value in held.items() if name not in ("meta", "groups") and value is not None}
-
-
-def _version(held: Mapping[str, Any]) -> str:
-    meta = held.get("meta")
-    version = meta.get("version") if isinstance(meta, dict) else None
-    return version if isinstance(version, str) else ""
-
-
-def _scim_type(answer: VendorResponse) -> str:
-    said = answer.body.get("scimType") if isinstance(answer.body, dict) else None
-    return said.casefold() if isinstance(said, str) else ""
 
 
 def _table_of(resource: Mapping[str, Any], parts: ScimPath) -> Mapping[str, Any]:

@@ -14,8 +14,8 @@ from connectors.contract import Delivery, Expected, Finding, Found, Identity, Ve
 from connectors.rest_calls import RestCalls
 from connectors.rest_settings import Groups, at, equal, put, text_of
 from connectors.scanned import Row, Scanned
-from connectors.scim import checked_id
-from schemas.errors import Blocked, Conflict, Gone, Misconfigured, Rejected, Unavailable
+from connectors.scim import checked_id, unknown_members
+from schemas.errors import Conflict, Gone, Misconfigured, Rejected, Unavailable
 from schemas.events import identity, split_identity
 from schemas.resources import Group, text
 
@@ -239,13 +239,7 @@ class RestGroups:
             await self._remove(group_id, list(leaving), held or {}, ctx)
             unknown = await self._add(group_id, list(coming), ctx)
         if unknown:
-            raise Blocked(
-                f"{len(unknown)} of the group's members are not in {self.title} yet; the others were added.",
-                on=f"member:{unknown[0]}",
-                code="unknown_member",
-                attribute="members",
-                account_id=group_id,
-            )
+            raise unknown_members(self.title, group_id, unknown)
 
     async def _held_members(self, group_id: str, ctx: Delivery) -> dict[str, Any] | None:
         """Account id -> the membership's own id; None where the product does not show whom a group holds."""

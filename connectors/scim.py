@@ -8,18 +8,20 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from connectors.contract import Delivery, VendorHttp, VendorResponse
-from schemas.errors import Misconfigured, Rejected, Unavailable
+from connectors.http import error_of
+from schemas.errors import Blocked, Gone, Misconfigured, Rejected, Unavailable
 from schemas.resources import ENTERPRISE_SCHEMA, User
 from schemas.specs import Spec
 
 LIST_PAGE = 100
+MEMBERS_PER_CALL = 100
 FEATURES_KEEP_S = 3600.0
 UNWRAP_DEPTH_MAX = 4
 VALUES_MAX = 1_000
@@ -342,6 +344,89 @@ class ScimClient:
             idempotent=True,
         )
 
+    async def change_members(
+        self,
+        group_id: str,
+        add: Sequence[str],
+        remove: Sequence[str],
+        ctx: Delivery,
+        *,
+        kind: str = "Groups",
+        users: str = "Users",
+        per_call: int = MEMBERS_PER_CALL,
+        removal: Literal["filtered", "listed"] = "filtered",
+        with_path: bool = True,
+        versioned: bool = False,
+    ) -> None:
+        """Explicit additions and removals by PATCH, `per_call` at a time; never a list that replaces. Both are safe to repeat.
+
+        Args:
+            kind, users: where groups and users are.
+            removal: who leaves is `members[value eq "id"]`, or an entry of a list of values.
+            with_path: additions name the path `members`.
+            versioned: every call is meant for the version that was read just before.
+
+        Raises:
+            Blocked: members the product does not know; all others are added first.
+        """
+
+        async def changed(operations: list[dict[str, Any]], *expect: int) -> VendorResponse:
+            version = version_of(await self.read(group_id, ctx, kind=kind)) if versioned else ""
+            if versioned:
+                expect = (*expect, 412)
+            answer = await self.patch(group_id, operations, ctx, kind=kind, expect=expect, version=version)
+            return unless_changed(self._product, answer)
+
+        async def removed(chunk: list[str]) -> None:
+            operations: list[dict[str, Any]] = [{"op": "remove", "path": "members", "value": _values(chunk)}]
+            if removal == "filtered":
+                operations = [{"op": "remove", "path": f"members[value eq {literal(one)}]"} for one in chunk]
+            answer = await changed(operations, 400)
+            if answer.status < 300:
+                return
+            if scim_type(answer) != "notarget":
+                raise error_of(self._product, "PATCH", self.path(f"/{kind}/{{id}}"), answer)
+            for one in (
+                chunk if len(chunk) > 1 else ()
+            ):  # who is no member any more is removed already (section 3.5.2.2)
+                await removed([one])
+
+        async def added(chunk: list[str]) -> bool:
+            """Of several, one stranger refuses all."""
+            operation: dict[str, Any] = {"op": "add", "path": "members", "value": _values(chunk)}
+            answer = await changed(
+                [operation if with_path else {"op": "add", "value": {"members": _values(chunk)}}], 400, 422
+            )
+            if answer.status >= 300 and len(chunk) == 1:
+                await self.still_there(chunk[0], answer, ctx, kind=kind, users=users)
+            return answer.status < 300
+
+        for chunk in _chunks(remove, per_call):
+            await removed(chunk)
+        unknown: list[str] = []
+        for chunk in _chunks(add, per_call):
+            if not await added(chunk):
+                unknown += [one for one in chunk if len(chunk) == 1 or not await added([one])]
+        if unknown:
+            raise unknown_members(self._product, group_id, unknown)
+
+    async def still_there(
+        self,
+        member: str,
+        answer: VendorResponse,
+        ctx: Delivery,
+        *,
+        kind: str = "Groups",
+        users: str = "Users",
+        method: str = "PATCH",
+    ) -> None:
+        """A refused member is unknown, or the refusal means something else. Raises the refusal in the second case."""
+        try:
+            await self.read(member, ctx, kind=users)
+        except Gone:
+            return
+        raise error_of(self._product, method, self.path(f"/{kind}/{{id}}"), answer)
+
     async def features(self, ctx: Delivery | None) -> dict[str, Any]:
         """ServiceProviderConfig (RFC 7643 section 5), kept for FEATURES_KEEP_S; empty when the product has none."""
         if self._clock() >= self._features_until:
@@ -405,6 +490,48 @@ class ScimClient:
                 named["schemas"] = [self._names.get(str(one).casefold(), one) for one in schemas]
             return named
         return [self.spelled(inner) for inner in value] if isinstance(value, list) else value
+
+
+def unknown_members(product: str, group_id: str, unknown: Sequence[str]) -> Blocked:
+    """What a group waits for whose members do not all have an account yet."""
+    return Blocked(
+        f"{len(unknown)} of the group's members are not in {product} yet; the others were added.",
+        on=f"member:{unknown[0]}",
+        code="unknown_member",
+        attribute="members",
+        account_id=group_id,
+    )
+
+
+def unless_changed(product: str, answer: VendorResponse) -> VendorResponse:
+    """The answer. Raises Unavailable when the resource is not the one any more that was read (RFC 7644 section 3.14)."""
+    if answer.status == 412:
+        raise Unavailable(
+            f"{product} holds a newer version than the one that was read; it is read again.", code="changed_meanwhile"
+        )
+    return answer
+
+
+def version_of(held: Mapping[str, Any]) -> str:
+    """A resource's version; "" where the product shows none."""
+    meta = held.get("meta")
+    version = meta.get("version") if isinstance(meta, dict) else None
+    return version if isinstance(version, str) else ""
+
+
+def scim_type(answer: VendorResponse) -> str:
+    """What kind of refusal an answer says it is (RFC 7644 section 3.12), in small letters."""
+    said = answer.body.get("scimType") if isinstance(answer.body, dict) else None
+    return said.casefold() if isinstance(said, str) else ""
+
+
+def _values(ids: Sequence[str]) -> list[dict[str, str]]:
+    return [{"value": one} for one in ids]
+
+
+def _chunks(ids: Sequence[str], size: int) -> Iterable[list[str]]:
+    distinct = list(dict.fromkeys(ids))
+    return (distinct[at : at + size] for at in range(0, len(distinct), size))
 
 
 def shown_id(held: Mapping[str, Any]) -> Any:

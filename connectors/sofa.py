@@ -45,7 +45,6 @@ MANAGER = f"{ENTERPRISE_SCHEMA}:manager"
 WARN_DAYS = (30, 14, 7, 1)
 VALIDITY_MIN_DAYS = 90
 VALIDITY_MAX_DAYS = 730
-MEMBERS_PER_CALL = 100
 NAME_CHARS_MAX = 64
 NUMBER_MAX = 10**18
 MAP_ROWS_MAX = 10_000
@@ -788,34 +787,14 @@ class Sofa(Connector[Settings, Account]):
         return group_id
 
     async def change_members(self, group_id: str, add: Sequence[str], remove: Sequence[str], ctx: Delivery) -> None:
-        """Explicit additions and removals, MEMBERS_PER_CALL at a time; Sofa computes its groups and roles from them.
+        """Explicit additions and removals, 100 at a time; Sofa computes its groups and roles from them.
 
         Raises:
             Blocked: members Sofa does not know; all others are added first.
         """
         if group_id.startswith(UNMAPPED):
             return
-        for chunk in _chunks(remove):
-            operations = [{"op": "remove", "path": f'members[value eq "{one}"]'} for one in chunk]
-            await self.scim.patch(group_id, operations, ctx, kind="Groups")
-        unknown: list[str] = []
-        for chunk in _chunks(add):
-            answer = await self._add(group_id, chunk, ctx)
-            if answer.status < 300:
-                continue
-            for one in chunk:  # one stranger refuses all of them
-                alone = await self._add(group_id, [one], ctx) if len(chunk) > 1 else answer
-                if alone.status >= 300:
-                    await self._still_there(one, alone, ctx)
-                    unknown.append(one)
-        if unknown:
-            raise Blocked(
-                f"{len(unknown)} of the group's members are not in {TITLE} yet; the others were added.",
-                on=f"member:{unknown[0]}",
-                code="unknown_member",
-                attribute="members",
-                account_id=group_id,
-            )
+        await self.scim.change_members(group_id, add, remove, ctx)
 
     async def delete_group(self, group_id: str, ctx: Delivery) -> None:
         """The group, which ends what the maps made of it; its users stay."""
@@ -881,18 +860,6 @@ class Sofa(Connector[Settings, Account]):
         if await self.scim.find("externalId", object_id, ctx, kind="Groups"):
             raise _already_there("group")
         raise Conflict(f"{TITLE} says that this group exists, but shows no such group.", attribute="externalId")
-
-    async def _add(self, group_id: str, members: Sequence[str], ctx: Delivery) -> VendorResponse:
-        operation = {"op": "add", "path": "members", "value": [{"value": one} for one in members]}
-        return await self.scim.patch(group_id, [operation], ctx, kind="Groups", expect=(400, 422))
-
-    async def _still_there(self, member: str, answer: VendorResponse, ctx: Delivery) -> None:
-        """A refused member is unknown, or the refusal means something else. Raises in the second case."""
-        try:
-            await self.scim.read(member, ctx)
-        except Gone:
-            return
-        raise error_of(TITLE, "PATCH", self.scim.path("/Groups/{id}"), answer)
 
     def _refused(self, answer: VendorResponse, method: str, template: str) -> None:
         if answer.status >= 300:
@@ -1177,8 +1144,3 @@ def _already_there(what: str) -> Unavailable:
 
 def _id(held: Mapping[str, Any], what: str) -> str:
     return checked_id(held.get("id"), f"{TITLE} answered with a {what}")
-
-
-def _chunks(ids: Sequence[str]) -> Iterable[list[str]]:
-    distinct = list(dict.fromkeys(ids))
-    return (distinct[at : at + MEMBERS_PER_CALL] for at in range(0, len(distinct), MEMBERS_PER_CALL))
