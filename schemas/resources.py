@@ -107,7 +107,7 @@ class User(Struct, frozen=True, omit_defaults=True, rename="camel", kw_only=True
         extensions: dict[str, dict[str, Any]] = {}
         for key, value in document.items():
             if key == ENTERPRISE_SCHEMA:
-                plain["enterprise"] = value
+                plain["enterprise"] = value or {}
             elif key.startswith("urn:"):
                 if isinstance(value, dict):
                     extensions[key] = value
