@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from connectors.contract import Connector, Delivery, Directory, Endpoint, Finding, Found, Identity
+from connectors.contract import Connector, Delivery, Directory, Endpoint, Expected, Finding, Found, Identity
 from connectors.http import Bearer, address_problem
 from connectors.scim import as_text, checked_id, ignored_paths, texts
 from schemas.config import Secret
@@ -163,11 +163,17 @@ class Lantern(Connector[Settings, Account]):
                 "account_id": _id(held),
                 "identities": (identity("userName", str(held.get("email", ""))),),
                 "active": held.get("active") is not False,
+                "values": {"displayName": held.get("name") or None},
             }
             for held in _people(body)
         ]
         following = body.get("next")
         return page, str(following) if following else None
+
+    def expected(self, account: Account) -> Expected:
+        """What the list shows of a normalized account; reconciliation compares the two."""
+        values = {} if account.name is UNSET else {"displayName": account.name}
+        return Expected(identities=(identity("userName", account.email),), values=values)
 
 
 def _role(given: str, known: Sequence[str]) -> str:

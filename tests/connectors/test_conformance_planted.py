@@ -6,6 +6,7 @@ All bugs are planted into the example that new connectors start from, which keep
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import msgspec
 import pytest
 
 from connectors.bobs_business import BobsBusiness
-from connectors.contract import Delivery, Directory, Found, Identity
+from connectors.contract import Delivery, Directory, Expected, Found, Identity
 from connectors.rehearsal import RehearsalHttp
 from connectors.testing import shipped
 from connectors.testing.conformance import PROMISES, WITHOUT_GROUPS, try_all, try_promise
@@ -400,6 +401,21 @@ class AlwaysDeletes(Lantern):
             return
 
 
+class ExpectsAnotherSpelling(Lantern):
+    """Finds everybody drifted, for ever."""
+
+    def expected(self, account: Account) -> Expected:
+        return msgspec.structs.replace(super().expected(account), values={"displayName": str(account.name).upper()})
+
+
+class LogsThePerson(Lantern):
+    """Leaves a line of debugging behind."""
+
+    async def create(self, account: Account, ctx: Delivery) -> str:
+        logging.getLogger("lantern").info("making %s", account.email)
+        return await super().create(account, ctx)
+
+
 PLANTED: list[tuple[type[Lantern], str, bool]] = [
     (CreatesWithoutLooking, "existing_account", True),
     (CreatesWithoutLooking, "existing_account", False),
@@ -451,6 +467,8 @@ PLANTED: list[tuple[type[Lantern], str, bool]] = [
     (WritesOnWhoHasTheLogin, "taken_login", True),
     (EndsABrokenList, "broken_list", True),
     (AlwaysDeletes, "other_deletion", True),
+    (ExpectsAnotherSpelling, "comparison", True),
+    (LogsThePerson, "no_person", True),
 ]
 """The connector, the promise it breaks, and whether the product refuses a second account of one address."""
 
@@ -539,11 +557,20 @@ class NeverLooksForGroups(BobsBusiness):
         return []
 
 
+class ListsSomeOfTheMembers(BobsBusiness):
+    """Shows the members that fit on a page."""
+
+    async def list_members(self, group_id: str, cursor: str | None) -> tuple[list[str], str | None]:
+        members, _ = await super().list_members(group_id, cursor)
+        return members[:1], None
+
+
 PLANTED_IN_GROUPS: list[tuple[type[BobsBusiness], str]] = [
     (NeverTakesMembersOut, "group"),
     (DeletesThePeopleToo, "group"),
     (RenamesAGroupByRecreating, "group"),
     (NeverLooksForGroups, "group_lost_answer"),
+    (ListsSomeOfTheMembers, "group_list"),
 ]
 
 
