@@ -584,7 +584,7 @@ def match_accounts(
             watch(view)
             time.sleep(LOOK_EVERY_S)
     if view["state"] != "done":
-        raise Failure(f"no report: {view['message']} Run it again when that is mended.", UNREACHABLE)
+        raise Failure(f"no report: {view['message'].rstrip('.')}. Run it again when that is mended.", UNREACHABLE)
     if left_out:
         print(left_out, file=sys.stderr)
     shown = {"show_values": "true"} if show_values else {}
@@ -1096,8 +1096,10 @@ def connector_test(
     """Try every promise of a connector against its emulated product, which misbehaves. Ends with 1 when one is broken."""
     from schemas import logs
 
-    logs.configure("connector test", level="warning")  # the table says what happened; calls one by one would bury it
-    return _started(_kit().try_connector(name, promises, as_json=as_json))
+    kit = _kit()
+    logs.configure("connector test", level="debug", stream=kit.PresentStderr())
+    with logs.at_level("warning"):  # the table says what happened; calls one by one would bury it
+        return _started(kit.try_connector(name, promises, as_json=as_json))
 
 
 @_connector.command(

@@ -6,6 +6,7 @@ import asyncio
 import difflib
 import importlib
 import importlib.util
+import io
 import json
 import keyword
 import re
@@ -42,6 +43,18 @@ WIDTH_WITHOUT_TERMINAL = 120
 
 _STYLES = {"kept": "green", "broken": "bold red", "not applicable": "bright_black"}
 _HERE = Path(__file__).parent
+
+
+class PresentStderr(io.TextIOBase):
+    """Writes to whatever standard error is at the moment, so that a promise about what is logged hears the log."""
+
+    def write(self, text: str) -> int:
+        """To the present standard error."""
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        """The present standard error."""
+        sys.stderr.flush()
 
 
 # Finding and trying ---------------------------------------------------------------------------------------------------

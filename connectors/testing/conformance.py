@@ -49,6 +49,7 @@ from connectors.testing.bench import Conformance as Conformance
 from connectors.testing.bench import NotApplicable as NotApplicable
 from connectors.testing.bench import Seen as Seen
 from connectors.testing.bench import SeenGroup as SeenGroup
+from schemas import logs
 from schemas.errors import ConfigurationError, ConnectorError, Misconfigured, NormalizationError
 from schemas.events import Step, encode
 from schemas.resources import User
@@ -1458,7 +1459,7 @@ def _everything_said() -> Iterator[Callable[[], Sequence[str]]]:
     root.addHandler(handler)
     root.setLevel(logging.DEBUG)
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), logs.at_level("debug"):
             yield lambda: [out.getvalue()]
     finally:
         root.removeHandler(handler)
