@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
@@ -868,7 +869,7 @@ remedy = "Buy a seat or free one."
         if self.settings.update == "json_patch" and held is not None:
             answer = await self.calls.send("update", ctx, values=values, operations=_operations(held, changed))
         elif self.settings.update == "replace" and held is not None:
-            whole = _copied(held)
+            whole = deepcopy(dict(held))
             for field, value in changed.items():
                 put(whole, field, value)
             answer = await self.calls.send("update", ctx, values=values, whole=self._writable(whole))
@@ -1015,7 +1016,7 @@ def _with_siblings(held: Mapping[str, Any] | None, changed: Mapping[str, Any], *
         around = _pointer([str(part) for part in (parts[:1] if whole and len(parts) > 1 else parts[:depth])])
         there = at(held, around) if around and held is not None else None
         if isinstance(there, (Mapping, list)) and not has(sent, around):
-            put(sent, around, _copied(there))
+            put(sent, around, deepcopy(there))
         put(sent, field, value)
     return sent
 
@@ -1023,7 +1024,7 @@ def _with_siblings(held: Mapping[str, Any] | None, changed: Mapping[str, Any], *
 def _operations(held: Mapping[str, Any], changed: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What turns the held account into the wished one (RFC 6902); a list that changes in part is replaced as a whole."""
     operations: list[dict[str, Any]] = []
-    merged = _copied(held)
+    merged = deepcopy(dict(held))
     for field, value in changed.items():
         put(merged, field, value)
     seen: set[str] = set()
@@ -1062,12 +1063,6 @@ def _drop(body: dict[str, Any], field: str) -> None:
             inner = inner.get(part) if isinstance(inner, dict) else None
     if isinstance(inner, dict):
         inner.pop(str(last), None)
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _copied(inner) for name, inner in value.items()}
-    return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _same(held: Any, wanted: Any) -> bool:

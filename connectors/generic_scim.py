@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from copy import deepcopy
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -902,7 +903,9 @@ on_delete = "deactivate"
         for urn in sent:
             if urn and known and urn.casefold() not in {one.casefold() for one in known}:
                 near = did_you_mean(urn, known) or "."
-                message = f"{self.title} does not name the extension {urn}{near} Set enterprise_urn or rename, or omit it."
+                message = (
+                    f"{self.title} does not name the extension {urn}{near} Set enterprise_urn or rename, or omit it."
+                )
                 findings.append(Finding(level="warning", code="unknown_extension", message=message))
         return findings
 
@@ -980,7 +983,7 @@ on_delete = "deactivate"
         self, kept: Mapping[str, Any], values: Mapping[str, Any], *, core: str = USER_SCHEMA
     ) -> dict[str, Any]:
         """A complete resource: what is kept, with the values put in and the cleared ones taken out."""
-        resource: dict[str, Any] = _copied(kept)
+        resource: dict[str, Any] = deepcopy(dict(kept))
         for path, value in values.items():
             _put(resource, path, self._wire(value))
         told = kept.get("schemas")
@@ -993,7 +996,7 @@ on_delete = "deactivate"
     def _operations(self, held: Mapping[str, Any], changed: Mapping[str, Any]) -> list[dict[str, Any]]:
         """PATCH operations in the product's style (RFC 7644 section 3.5.2)."""
         operations: list[dict[str, Any]] = []
-        merged = _copied(held)
+        merged = deepcopy(dict(held))
         lists: dict[str, None] = {}
         additions: dict[tuple[str, str], dict[str, Any]] = {}
         body: dict[str, Any] = {}
@@ -1215,13 +1218,6 @@ def _parts(path: str) -> ScimPath:
     parts = taken_apart(path)
     assert parts is not None, "refused by the settings"
     return parts
-
-
-def _copied(value: Any) -> Any:
-    """A copy of plain JSON data that can be changed without changing what was read."""
-    if isinstance(value, Mapping):
-        return {name: _copied(inner) for name, inner in value.items()}
-    return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _writable(held: Mapping[str, Any]) -> dict[str, Any]:

@@ -195,3 +195,45 @@ async def test_everything_survives_a_restart(tmp_path):
             assert await vendor.made(login=f"u{number}") == 1_001 + number
             assert (await vendor.call("GET", "/api/users/by-login/u0"))[0] == 200
     assert TOKEN not in str(journal_lines(tmp_path / "rest_service.journal.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("habits", "method", "path", "options", "status", "code"),
+    [
+        (
+            {"body": "jsonapi"},
+            "POST",
+            "/users",
+            {"json": {"data": {"type": "people", "attributes": {}}}},
+            415,
+            "content_type",
+        ),
+        ({"body": "form"}, "POST", "/users", {"json": {"login": "a"}}, 415, "content_type"),
+        ({"patch": "operations"}, "PATCH", "/users/1001", {"json": {"note": "x"}}, 415, "content_type"),
+        ({}, "GET", "/users?filter=login%20co%20%22a%22", {}, 400, "bad_filter"),
+        ({"paging": "more"}, "GET", "/users?page=1", {}, 400, "unknown_parameter"),
+        ({"members": "field"}, "PUT", "/groups/50/members/1001", {}, 404, "unknown_path"),
+        ({"members": "bulk"}, "POST", "/groups/50/members", {"json": {"add": ["1001"]}}, 400, "wrong_type"),
+        (
+            {"members": "memberships"},
+            "POST",
+            "/memberships",
+            {"json": {"group_id": 50, "user_id": "x"}},
+            400,
+            "wrong_type",
+        ),
+        ({}, "PATCH", "/groups/50", {"json": {"members": []}}, 400, "unknown_field"),
+        ({"quirks": ["off_first"]}, "DELETE", "/users/1001", {}, 409, "still_enabled"),
+    ],
+)
+async def test_what_no_correct_client_does_is_recorded_in_every_shape(
+    habits: dict[str, Any], method: str, path: str, options: dict[str, Any], status: int, code: str
+) -> None:
+    """A declaration that does not fit the product fails its test, whatever the answer says."""
+    emulator = RestServiceEmulator(**habits)
+    emulator.seed({"users": [{"login": "a"}], "groups": [{"name": "g"}]})
+    async with running(emulator) as url, aiohttp.ClientSession() as session:
+        token = {"Authorization": "Bearer demo-token-rest_service"}
+        async with session.request(method, f"{url}/api{path}", headers=token, **options) as answer:
+            assert answer.status == status
+    assert [one["code"] for one in emulator.violations] == [code]
