@@ -28,6 +28,7 @@ Nothing here writes anything, at the product or in the store.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -48,6 +49,7 @@ from schemas.comparison import (
 TRIES_MAX = 6
 TRIES_FIRST_MAX = 3
 """While somebody looks on and nothing has come yet: a product or worker that is away is said to be after seconds."""
+HURRY_S = 10.0
 RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 60.0
 ANSWER_MARGIN_S = 5.0
@@ -142,8 +144,8 @@ async def take_accounts(
     cursor, nothing_new = "", 0
     for _ in range(PARTS_MAX):
         question = {"do": "list", "kind": kind, "cursor": cursor}
-        tries = TRIES_FIRST_MAX if hurried and not cursor else TRIES_MAX
-        part = await asked(ask, target, question, LIST_S, Listing, sleep, progress=progress, tries_max=tries)
+        at_first = hurried and not cursor
+        part = await asked(ask, target, question, LIST_S, Listing, sleep, progress=progress, hurried=at_first)
         new = await asyncio.to_thread(spool.add_accounts, part.accounts)
         if kind == "user":
             progress.accounts += new
@@ -172,7 +174,7 @@ async def take_wishes(
     sleep: Callable[[float], Awaitable[None]],
     kind: Kind = "user",
     *,
-    tries_max: int = TRIES_MAX,
+    hurried: bool = False,
 ) -> None:
     """Have a worker normalize the users, or groups, and take them into the spool.
 
@@ -183,7 +185,7 @@ async def take_wishes(
     async for several in wishes:
         for at in range(0, len(several), DOCUMENTS_PER_QUESTION_MAX):
             some = several[at : at + DOCUMENTS_PER_QUESTION_MAX]
-            await take_users(spool, ask, target, some, sleep, kind, progress=progress, tries_max=tries_max)
+            await take_users(spool, ask, target, some, sleep, kind, progress=progress, hurried=hurried)
             progress.users += len(several[at : at + DOCUMENTS_PER_QUESTION_MAX])
 
 
@@ -196,10 +198,10 @@ async def take_users(
     kind: Kind = "user",
     *,
     progress: Progress | None = None,
-    tries_max: int = TRIES_MAX,
+    hurried: bool = False,
 ) -> None:
     """Take in at most DOCUMENTS_PER_QUESTION_MAX users or groups. Raises as `take_wishes`."""
-    users = await _expected(ask, target, wishes, sleep, kind, progress, tries_max)
+    users = await _expected(ask, target, wishes, sleep, kind, progress, hurried)
     rows: list[tuple[str, str, Wished, str | None, bool, ExpectedUser]] = [
         (wish.id, wish.label, wish.wished if user.told else "moving", wish.account_id, wish.inactive_known, user)
         for wish, user in zip(wishes, users, strict=True)
@@ -217,17 +219,17 @@ async def _expected(
     sleep: Callable[[float], Awaitable[None]],
     kind: Kind,
     progress: Progress | None,
-    tries_max: int,
+    hurried: bool,
 ) -> list[ExpectedUser]:
     documents = [msgspec.Raw(msgspec.json.encode(wish.document)) for wish in wishes]
     question = {"do": "expect", "kind": kind, "documents": documents}
     if sum(len(bytes(document)) for document in documents) > QUESTION_BYTES_MAX and len(wishes) > 1:
         half = len(wishes) // 2
         return [
-            *await _expected(ask, target, wishes[:half], sleep, kind, progress, tries_max),
-            *await _expected(ask, target, wishes[half:], sleep, kind, progress, tries_max),
+            *await _expected(ask, target, wishes[:half], sleep, kind, progress, hurried),
+            *await _expected(ask, target, wishes[half:], sleep, kind, progress, hurried),
         ]
-    answer = await asked(ask, target, question, EXPECT_S, Expectations, sleep, progress=progress, tries_max=tries_max)
+    answer = await asked(ask, target, question, EXPECT_S, Expectations, sleep, progress=progress, hurried=hurried)
     if len(answer.users) != len(wishes):
         raise ComparisonFailed("bad_answer", "A worker answered for other users than it was asked about.")
     return list(answer.users)
@@ -242,14 +244,18 @@ async def asked(
     sleep: Callable[[float], Awaitable[None]],
     *,
     progress: Progress | None = None,
-    tries_max: int = TRIES_MAX,
+    hurried: bool = False,
 ) -> T:
     """A worker's answer, asked for again while that may help; meanwhile `progress` says what is waited for.
+
+    Args:
+        hurried: somebody waits for it: at most TRIES_FIRST_MAX tries, and none that begins after HURRY_S.
 
     Raises:
         ComparisonFailed: there is none, or it is a refusal.
     """
     code, message = "no_answer", "No worker answered; is one running that serves this target?"
+    tries_max, begun = TRIES_FIRST_MAX if hurried else TRIES_MAX, time.monotonic()
     for attempt in range(tries_max):
         reply = await ask(target, question, wait_s + ANSWER_MARGIN_S)
         wait = min(RETRY_MAX_S, RETRY_FIRST_S * 2**attempt)
@@ -268,11 +274,12 @@ async def asked(
             if not answer.again:
                 raise ComparisonFailed(code, message)
             wait = max(wait, min(RETRY_MAX_S, getattr(answer, "retry_after_s", 0.0)))
+        if hurried and time.monotonic() - begun > HURRY_S:
+            break
         if attempt + 1 < tries_max:
             if progress is not None:
-                progress.waiting = (
-                    f"{mask_message(message)} Tried again in {wait:.0f} s ({attempt + 2} of {tries_max})."
-                )
+                said = mask_message(message).rstrip(".")
+                progress.waiting = f"{said}. Tried again in {wait:.0f} s ({attempt + 2} of {tries_max})."
             await sleep(wait)
     raise ComparisonFailed(code, message)
 

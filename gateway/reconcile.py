@@ -23,7 +23,6 @@ from gateway.comparison import (
     GROUPS_REPAIRABLE,
     OF_GROUPS,
     REPAIRABLE,
-    TRIES_FIRST_MAX,
     Ask,
     ComparisonFailed,
     Kind,
@@ -739,7 +738,7 @@ class Match:
             wishes,
             here.clock.sleep,
             progress=self.progress,
-            tries_max=TRIES_FIRST_MAX,
+            hurried=True,
         )
         self.progress.users += len(wishes)
 
@@ -765,7 +764,7 @@ class Match:
                     self.progress,
                     users,
                     here.clock.sleep,
-                    tries_max=TRIES_FIRST_MAX,
+                    hurried=True,
                 )
             await take_accounts(
                 self._spool, here.ask, self.target, self.progress, no_pace, here.clock.sleep, hurried=True

@@ -640,24 +640,28 @@ def plan(view: Mapping[str, Any]) -> RenderableType:
     who = f"{view['kind']} {view['resource']}" if view["resource"] else f"a {view['kind']} that is not stored"
     style, verdict = _WOULD[view["would"]]
     head = Text.assemble(plain(f"{view['target']}, {who}: "), plain(verdict, f"bold {style}"))
-    parts: list[RenderableType] = [head, Padding(plain(view["sentence"]), (0, 0, 0, 2))]
-    if not view["due"]:
+    parts: list[RenderableType] = [head, Padding(plain(view["sentence"]), (0, 0, 0, 2), expand=False)]
+    if not view["due"] and view["would"] != "unknown":
         said = "All that Entra asked for is applied; this is what applying it again would do."
-        parts.append(Padding(plain(said, "bright_black"), (0, 0, 0, 2)))
+        parts.append(Padding(plain(said, "bright_black"), (0, 0, 0, 2), expand=False))
     if view["shadow"]:
         parts.append(
-            Padding(plain("The target is in shadow mode, so nothing is sent anyway.", "magenta"), (0, 0, 0, 2))
+            Padding(
+                plain("The target is in shadow mode, so nothing is sent anyway.", "magenta"), (0, 0, 0, 2), expand=False
+            )
         )
     refused = view["refusal"]
     if refused:
         parts.append(
             Padding(
-                plain(f"Entra sees: {refused['status']} {refused['scim_type'] or ''}".rstrip(), "red"), (1, 0, 0, 0)
+                plain(f"Entra sees: {refused['status']} {refused['scim_type'] or ''}".rstrip(), "red"),
+                (1, 0, 0, 0),
+                expand=False,
             )
         )
-        parts.append(Padding(plain(refused["detail"], "red"), (0, 0, 0, 2)))
+        parts.append(Padding(plain(refused["detail"], "red"), (0, 0, 0, 2), expand=False))
     if view["adopts"]:
-        parts.append(Padding(plain(f"Links the existing account {view['adopts']}."), (1, 0, 0, 0)))
+        parts.append(Padding(plain(f"Links the existing account {view['adopts']}."), (1, 0, 0, 0), expand=False))
     if isinstance(view["account"], Mapping) and view["account"]:
         table = _table("Attribute", "Value")
         for name, value in _flat(view["account"]):
@@ -715,7 +719,7 @@ def _would_call(number: int, call: Mapping[str, Any]) -> RenderableType:
     table.add_column(justify="right", no_wrap=True, width=3)
     table.add_column(overflow="fold")
     table.add_row(Text(str(number)), Group(*lines))
-    return Padding(table, (0 if number == 1 else 1, 0, 0, 0))
+    return Padding(table, (0 if number == 1 else 1, 0, 0, 0), expand=False)
 
 
 def shadow(view: Mapping[str, Any]) -> RenderableType:
@@ -751,7 +755,7 @@ def shadow(view: Mapping[str, Any]) -> RenderableType:
             plain(f"{call['method']} {call['path']} {call.get('sent', '')}".rstrip(), "bright_black")
             for call in item["calls"]
         ]
-        parts += [Text(""), head_line, Padding(Group(*lines), (0, 0, 0, 2))]
+        parts += [Text(""), head_line, Padding(Group(*lines), (0, 0, 0, 2), expand=False)]
     more = view["total"] - len(view["items"])
     if more > 0:
         parts.append(plain(f"\nand {counted(more, 'change')} rehearsed before them; --limit N shows more", "cyan"))
