@@ -75,6 +75,7 @@ def run_checks(path: Path) -> list[Finding]:
         for name in targets
         if config.targets[name].shadow
     ]
+    found += _tenants(config, targets)
     found += _operator_token(config, base)
     found += _nats(config)
     found += _mail(config, base)
@@ -97,6 +98,20 @@ def revealed(secret: Secret, base: Path) -> str:
         ConfigurationError: it cannot be read.
     """
     return secret.reveal(base)
+
+
+def _tenants(config: Configuration, targets: Sequence[str]) -> Iterable[Finding]:
+    """A product that has approved one tenant of Entra (M1) must not be written to by another."""
+    for name in targets:
+        target = config.targets[name]
+        approved = target.settings.get("entra_tenant_id")
+        if approved and target.entra is not None and str(approved).casefold() != target.entra.tenant.casefold():
+            yield Finding(
+                "error",
+                f"targets.{name}.entra.tenant",
+                "is another tenant than entra_tenant_id, the one that the product has approved",
+                "Correct one of them; the product's account manager knows which is approved.",
+            )
 
 
 def _operator_token(config: Configuration, base: Path) -> Iterable[Finding]:

@@ -153,6 +153,7 @@ async def test_check_says_what_is_missing_before_the_start(tmp_path: Path) -> No
     path.write_text(
         f'[targets.a]\nconnector = "observe"\nauth = ["oauth"]\n'
         f'[targets.b]\nconnector = "observe"\nauth = ["key", "entra"]\n[targets.b.entra]\ntenant = "{TENANT}"\n'
+        f'[targets.b.settings]\nentra_tenant_id = "{OBJECT}"\n'
     )
 
     found = {(finding.where, finding.message) for finding in run_checks(path)}
@@ -160,6 +161,8 @@ async def test_check_says_what_is_missing_before_the_start(tmp_path: Path) -> No
     assert ("targets.a", "has no client secret, so Entra cannot write") in found
     assert ("targets.b.entra", "takes Entra-signed tokens of every enterprise application of the tenant") in found
     assert not any(where == "targets.b" and "has no" in message for where, message in found)
+    other = "is another tenant than entra_tenant_id, the one that the product has approved"
+    assert ("targets.b.entra.tenant", other) in found, "vendor requirement M1"
 
 
 # ---- why a sign-in was refused
