@@ -38,7 +38,7 @@ from schemas.config import Secret
 from schemas.errors import Blocked, Conflict, Gone, NormalizationError, Rejected, Unavailable
 from schemas.events import identity, split_identity
 from schemas.resources import USER_SCHEMA, User
-from schemas.specs import Attribute, RateLimit, Spec
+from schemas.specs import Attribute, NoteKind, RateLimit, Spec
 
 TITLE = "Talkdesk"
 EXTENSION = "urn:ietf:params:scim:schemas:extension:talkdesk:2.0:User"
@@ -311,6 +311,7 @@ class Talkdesk(Connector[Settings, Account]):
             "SingleAppRoleAssignment sends one role; which one is not guaranteed when a user has several.",
             "Remove the default mappings that Talkdesk does not know, such as honorificPrefix.",
         ),
+        notes=(NoteKind(NO_LICENCE, "inactive for want of a licence"),),
     )
     settings_type = Settings
 
@@ -458,6 +459,7 @@ class Talkdesk(Connector[Settings, Account]):
         account_id = checked_id(held.get("id"), f"{TITLE} answered {answer.status} to POST /Users")
         if account.active is not False:  # unmapped means active on create (T8)
             _await_licence(held, account_id, ctx)
+        ctx.unnote(NO_LICENCE)  # of an account that was there before
         return account_id
 
     async def update(self, account_id: str, account: Account, ctx: Delivery) -> None:

@@ -91,12 +91,14 @@ async def test_a_user_without_a_licence_is_shown_inactive_and_active_as_soon_as_
         assert (row.state, chain.shown(row.id)["active"]) == (State.BLOCKED, False)
     await chain.pass_s(3_600)
     assert chain.state(row.id) is State.BLOCKED
+    assert chain.engine.run(lambda ledger: list(ledger.notes_of(row.id))) == ["no_licence"]
     chain.emulator.set(licences=1)
     if mapped:
         await chain.patch(row.id, active=True)
     await chain.pass_s(1 if mapped else 900)
     assert (chain.state(row.id), chain.shown(row.id).get("active", True)) == (State.APPLIED, True)
     assert [user["active"] for user in held(chain)] == [True]
+    assert chain.engine.run(lambda ledger: list(ledger.notes_of(row.id))) == [], "the licence is no concern any more"
 
 
 async def test_a_mistyped_constant_is_one_cause_however_many_people_it_hits(chain: Chain) -> None:
