@@ -51,6 +51,8 @@ OVERRIDES_MAX = 10_000
 APPROVAL_MAX_S = 86_400.0
 """The product works requests off once a day; one that is older needs a person."""
 
+GUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
+
 Extension = Literal["reject", "drop"]
 Code = Literal["missing", "not_a_number", "extension", "no_country", "impossible"]
 
@@ -282,7 +284,12 @@ class Settings(Struct, frozen=True, kw_only=True):
     manager_name: Annotated[
         str, Meta(min_length=1, description="the company manager's name exactly as set up at TeleMessage (M18)")
     ]
-    entra_tenant_id: Annotated[str | None, Meta(description="the tenant the account manager has approved (M1)")] = None
+    entra_tenant_id: Annotated[
+        Annotated[str, Meta(pattern=GUID)] | None,
+        Meta(
+            description="the tenant the account manager has approved (M1); `provgate check` compares it with entra.tenant"
+        ),
+    ] = None
     default_region: Annotated[str | None, Meta(description="ISO country code for numbers without country code")] = None
     extension: Extension = "reject"
     overrides: dict[str, str] = {}
@@ -321,6 +328,10 @@ class Account(Struct, frozen=True, kw_only=True):
         """Names and e-mail as the product spells them, without what nobody sent."""
         fields = {"firstName": self.first_name, "lastName": self.last_name, "email": self.email}
         return {name: value for name, value in fields.items() if isinstance(value, str)}
+
+    def is_called(self, held: Mapping[str, Any]) -> bool:
+        """Whether a user of the product has this number in both places."""
+        return str(held.get("mobilePhone", "")) == str(held.get("userName", "")) == self.number
 
 
 class TeleMessage(Connector[Settings, Account]):
@@ -497,20 +508,24 @@ class TeleMessage(Connector[Settings, Account]):
         return account_id
 
     async def update(self, account_id: str, account: Account, ctx: Delivery) -> None:
-        """Names and e-mail, number, status; a suspension goes first.
+        """A suspension goes first; then the number, so that a refused one changes nothing else; then names and e-mail.
 
-        There is no reading by id, and the list may lag, so each step is decided on the user in the answer to the one before.
+        There is no reading by id, and the list may lag, so what it said is held against the answer to each write.
         """
         ctx.warnings.extend(account.warnings)
         person = account.person()
-        if not account.active or not person:
-            held = await self._put_status(account_id, account.active, ctx)
+        if account.active:
+            held = await self._look_up(account.number, ctx) or {}
         else:
-            held = await self._put_person(account_id, person, ctx)
-        if str(held.get("mobilePhone", "")) != account.number or str(held.get("userName", "")) != account.number:
+            held = await self._put_status(account_id, False, ctx)
+        if str(held.get("id")) != account_id or not account.is_called(held):
             held = await self._put_number(account_id, account.number, ctx)
-        if not account.active and person:
+        if person:
             held = await self._put_person(account_id, person, ctx)
+        elif account.active:
+            held = await self._put_status(account_id, True, ctx)
+        if not account.is_called(held):
+            held = await self._put_number(account_id, account.number, ctx)
         if account.active and held.get("status") == "suspended":
             held = await self._put_status(account_id, True, ctx)
         self._await_approval(held, account_id, account)

@@ -315,7 +315,7 @@ async def test_telemessage_shows_a_change_of_number_only_when_there_is_one(tmp_p
         _, other = await stage.deliver(account_id=made.account_id, userName="+447400123457")
 
         assert [call.path for call in same.calls] == ["/v1/users/{id}"]
-        assert [call.path for call in other.calls] == ["/v1/users/{id}", "/v1/users/{id}/login"]
+        assert [call.path for call in other.calls] == ["/v1/users/{id}/login", "/v1/users/{id}"]
 
 
 @pytest.mark.parametrize("name", ["bobs_business", "sofa"])

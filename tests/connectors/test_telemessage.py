@@ -487,7 +487,10 @@ async def test_a_new_number_is_a_login_call_on_the_same_user(emulator: Any, toke
     assert [(step.path, step.key) for step in ctx.steps if step.method == "POST"] == [
         ("/v1/users/{id}/login", "E2-1:login")
     ]
-    assert [step.path for step in same.steps] == ["/v1/users/{id}"], "no login call when the number is right already"
+    assert [step.path for step in ctx.steps] == ["/v1/users", "/v1/users/{id}/login", "/v1/users/{id}"], (
+        "names afterwards"
+    )
+    assert [step.method for step in same.steps] == ["GET", "PATCH"], "no login call when the number is right already"
 
 
 async def test_a_new_number_and_back_arrives_although_the_list_lags(emulator: Any, token: Path) -> None:
@@ -523,7 +526,8 @@ async def test_a_number_of_somebody_else_is_a_conflict_on_change(emulator: Any, 
     )
     account_id = users(product)[0]["id"]
     async with connected(url, token) as connector:
-        taken = await refusal(connector.update(account_id, an_account("447400999888"), Delivery()))
+        taken = await refusal(connector.update(account_id, an_account("447400999888", first_name="Ann"), Delivery()))
+        assert not product.journal.effects(), "a refused number changes nothing else"
         assert (type(taken), taken.code, taken.attribute) == (Conflict, "number_taken", "userName")
         assert "+44" not in taken.message
         assert "44 … 88 belongs to another user at TeleMessage (u-2)" in taken.message
