@@ -408,7 +408,7 @@ def belongs_to(method: str, segments: Sequence[str], query: bytes, limits: Limit
 # ---- the operators' side
 
 _OPERATOR_READS = re.compile(
-    r"/api/v1/(dead|held|audit|auth/refusals|events/stream|targets/[^/]+/(shadow|reconcile/findings)|matches/[^/]+/findings)/?\Z"
+    r"/api/v1/(dead|held|audit|auth/refusals|events/stream|targets/[^/]+/(shadow|reconcile/(findings|runs))|matches/[^/]+/findings)/?\Z"
 )
 _OPERATOR_STARTS = re.compile(r"/api/v1/(targets/[^/]+/(reconcile|match)|matches/[^/]+/start)/?\Z")
 """Operators' lists and reports by their path. The overview, the metrics, and what changes something stay."""
