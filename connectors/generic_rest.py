@@ -823,10 +823,7 @@ remedy = "Buy a seat or free one."
 
     async def _read(self, account_id: str, ctx: Delivery) -> dict[str, Any]:
         answer = await self.calls.send("read", ctx, values={"id": account_id})
-        held = self.calls.item("read", answer)
-        if held is None or answer.status >= 300:
-            raise Unavailable(f"{self.title} answered read without an account", code="malformed")
-        return held
+        return self.calls.one("read", answer)
 
     def _fields(self, account: Account, ctx: Delivery) -> dict[str, Any]:
         """What is sent, the manager by the product's id; one without an account there is left out and waited for."""

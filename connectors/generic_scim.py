@@ -902,10 +902,10 @@ on_delete = "deactivate"
         sent = dict.fromkeys(_parts(self.settings.there(path)).urn for path in self.settings.supplied())
         for urn in sent:
             if urn and known and urn.casefold() not in {one.casefold() for one in known}:
-                near = did_you_mean(urn, known) or "."
-                message = (
-                    f"{self.title} does not name the extension {urn}{near} Set enterprise_urn or rename, or omit it."
-                )
+                theirs = next((one for one in known if "enterprise" in one.casefold()), "")
+                remedy = f'set enterprise_urn = "{theirs}"' if theirs and urn == self.settings.enterprise_urn else ""
+                remedy = remedy or f"set rename or omit for its attributes{did_you_mean(urn, known)}"
+                message = f"{self.title} does not name the extension {urn}; {remedy.rstrip('.')}."
                 findings.append(Finding(level="warning", code="unknown_extension", message=message))
         return findings
 

@@ -73,12 +73,10 @@ class RestCalls:
 
     @property
     def searches(self) -> frozenset[tuple[str, str]]:
-        """Calls that change nothing although they are no GET."""
-        return frozenset(
-            (call.method_of(name), call.path)
-            for name, call in self.calls.items()
-            if name in READS and call.method_of(name) != "GET"
-        )
+        """Calls that change nothing although they are no GET. One whose address also takes writes is not among them."""
+        writes = {(call.method_of(name), call.path) for name, call in self.calls.items() if name not in READS}
+        reads = {(call.method_of(name), call.path) for name, call in self.calls.items() if name in READS}
+        return frozenset(one for one in reads - writes if one[0] != "GET")
 
     async def send(
         self,
@@ -134,7 +132,7 @@ class RestCalls:
             template,
             ctx=ctx,
             parts=parts,
-            query={**asked, **(query or {})},
+            query={**self.settings.query, **asked, **(query or {})},
             json=document if has_body else None,
             form=form,
             headers=headers,
@@ -228,6 +226,20 @@ class RestCalls:
 
     # Answers ----------------------------------------------------------------------------------------------------------
 
+    def one(self, name: CallName, answer: VendorResponse) -> dict[str, Any]:
+        """The account or group that was read.
+
+        Raises:
+            Gone: the product shows null in its place.
+            Unavailable: there is none in the answer.
+        """
+        held, place = self.item(name, answer), self.calls[name].item
+        if place and answer.status < 300 and has(answer.body, place) and at(answer.body, place) is None:
+            raise Gone(f"{self.title} answered {name} with nobody", code="not_found")
+        if held is None or answer.status >= 300:
+            raise Unavailable(f"{self.title} answered {name} without what was asked for", code="malformed")
+        return held
+
     def item(self, name: CallName, answer: VendorResponse) -> dict[str, Any] | None:
         """The account or group in an answer, None when there is none."""
         call = self.calls.get(name)
@@ -293,7 +305,7 @@ class RestCalls:
         id_field: str = "",
         looked_up: bool = False,
     ) -> tuple[list[Any], str]:
-        """One page and where the next begins, "" at the end.
+        """One page and where the next begins, "" at the end; the rounds of a list follow each other.
 
         Args:
             looked_up: this is an answer to a question; it goes on only if the product says so.
@@ -301,6 +313,28 @@ class RestCalls:
         Raises:
             Unavailable: the list broke off before its end; half a list must not look like a whole one.
         """
+        rounds = self.calls[name].rounds
+        number, _, within = cursor.partition("|") if rounds and cursor else ("0", "", cursor)
+        asked = {**(query or {}), **(rounds[int(number)] if rounds else {})}
+        rows, following = await self._page(
+            name, ctx, within, values=values, query=asked, body=body, id_field=id_field, looked_up=looked_up
+        )
+        if following:
+            return rows, f"{number}|{following}" if rounds else following
+        return rows, f"{int(number) + 1}|" if int(number) + 1 < len(rounds) else ""
+
+    async def _page(
+        self,
+        name: CallName,
+        ctx: Delivery | None,
+        cursor: str,
+        *,
+        values: Mapping[str, Any] | None,
+        query: Mapping[str, str],
+        body: Mapping[str, Any] | None,
+        id_field: str,
+        looked_up: bool,
+    ) -> tuple[list[Any], str]:
         paging = self._paging(name)
         call = self.calls[name]
         kind, _, rest = cursor.partition(":")
@@ -326,7 +360,7 @@ class RestCalls:
             name,
             ctx,
             values=given,
-            query={**({} if path else query or {}), **shown_query, **in_address},
+            query={**({} if path else query), **shown_query, **in_address},
             body={**(body or {}), **further} if by_body else body,
             path=path,
         )

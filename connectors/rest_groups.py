@@ -345,10 +345,7 @@ class RestGroups:
 
     async def _read(self, group_id: str, ctx: Delivery | None) -> dict[str, Any]:
         answer = await self.calls.send("group_read", ctx, values={"id": group_id})
-        held = self.calls.item("group_read", answer)
-        if held is None or answer.status >= 300:
-            raise Unavailable(f"{self.title} answered group_read without a group", code="malformed")
-        return held
+        return self.calls.one("group_read", answer)
 
     def _id(self, held: Mapping[str, Any]) -> str:
         return checked_id(at(held, self._id_field), f"{self.title} listed a group")

@@ -324,6 +324,10 @@ class Call(Struct, frozen=True, kw_only=True):
     item: Annotated[str, Meta(description="where the account stands in the answer")] = ""
     items: Annotated[str, Meta(description="lists: where the entries stand in the answer")] = ""
     id: Annotated[str, Meta(description="create: where the id stands in the answer, if not as in an account")] = ""
+    rounds: Annotated[
+        tuple[dict[str, str], ...],
+        Meta(max_length=10, description="list: gone through once with each of these parameters, e.g. for each status"),
+    ] = ()
 
     def __post_init__(self) -> None:
         found = []
@@ -379,6 +383,8 @@ def _call_mistakes(name: CallName, call: Call, here: str) -> list[tuple[str, str
         found.append((f"{here}.body", 'needs method = "POST"'))
     if name in READS and call.method not in (None, "GET", "POST"):
         found.append((f"{here}.method", "must be GET, or POST for a search"))
+    if call.rounds and name not in ("list", "group_list"):
+        found.append((f"{here}.rounds", "means nothing here; it is for list"))
     if name not in LISTS and call.items:
         found.append((f"{here}.items", "means nothing here; did you mean item?"))
     if name not in ("create", "group_create") and call.id:
@@ -849,6 +855,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     headers: Annotated[
         dict[str, str], Meta(description="headers of every call, e.g. a version; never a credential")
     ] = {}
+    query: Annotated[dict[str, str], Meta(description="parameters of every call, e.g. a version")] = {}
     idempotency_header: Annotated[
         str, Meta(description="the header by which the product knows a repeated write, if it has one")
     ] = ""

@@ -85,6 +85,7 @@ Quirk = Literal[
     "invites",
     "off_first",
     "breaks_off",
+    "by_status",
 ]
 
 
@@ -95,7 +96,8 @@ class RestServiceEmulator(Emulator):
     `ignores_filter` (?login= finds everybody), `switches_on` (new users are enabled, whatever was asked), `ignores_status`
     (status never changes, with success), `repeats_page` (every page is the first), `bare_list` (lists show id and name only),
     `likeness` (?login= finds everybody whose login contains it, page by page), `invites` (new users are `invited`), `off_first`
-    (an enabled user is not deleted), `breaks_off` (no page after the first, whatever the total).
+    (an enabled user is not deleted), `breaks_off` (no page after the first, whatever the total), `by_status` (lists show the
+    enabled, or those of ?status=).
     """
 
     name: ClassVar[str] = "rest_service"
@@ -242,13 +244,15 @@ class RestServiceEmulator(Emulator):
     # Calls ------------------------------------------------------------------------------------------------------------
 
     def _list(self, call: Call) -> Answer:
-        wanted = call.query(("login", "page", "per_page", "offset", "limit", "cursor", "fields", "filter"))
+        wanted = call.query(("login", "page", "per_page", "offset", "limit", "cursor", "fields", "filter", "status"))
         users = list(call.rows["users"].values())
         if "filter" in wanted:
             found = FILTER.fullmatch(wanted["filter"])
             if found is None:
                 raise Refusal(400, "bad_filter", 'Filters are login eq "…"', field="filter", violation=True)
             wanted["login"] = json.loads(f'"{found[1]}"')
+        if self._has("by_status") and "login" not in wanted:
+            users = [user for user in users if user["status"] == wanted.get("status", "enabled")]
         if "login" in wanted and self._has("likeness"):
             users = [user for user in users if wanted["login"].casefold() in user["login"].casefold()]
         elif "login" in wanted and not self._has("ignores_filter"):
@@ -320,7 +324,7 @@ class RestServiceEmulator(Emulator):
         ways = {"page": by_page, "header": by_page, "offset": by_offset, "more": by_offset}
         known = ways.get(paging, ("cursor", "limit"))
         for name in wanted:
-            if name not in (*known, "login", "fields", "filter"):
+            if name not in (*known, "login", "fields", "filter", "status"):
                 raise Refusal(400, "unknown_parameter", f"Pages go by {known[0]} here", field=name, violation=True)
         number = self._whole(wanted, known[0], 1 if known == by_page else 0)
         if known == by_page:

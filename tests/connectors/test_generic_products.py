@@ -506,6 +506,53 @@ async def test_a_list_that_breaks_off_is_no_whole_list(token: Path) -> None:
         assert broken.value.code == "incomplete_list"
 
 
+async def test_a_list_of_one_status_at_a_time_is_gone_through_for_each(token: Path) -> None:
+    """Who is switched off is not missing because the product lists by status."""
+    text = """
+        endpoints.list = { path = "/users", items = "data", rounds = [{ status = "enabled" }, { status = "disabled" }] }
+        paging = { way = "offset", parameter = "offset", first = 0, size_parameter = "limit", size = 2, more = "meta.more" }
+        identity.userName = { scan = true }
+        query = { api-version = "7.1" }
+        """
+    async with declared(token, text, paging="none") as (connector, product):
+        (one,) = product.seed({"users": [{"login": "u@contoso.example"}]})["ids"]
+        await connector.update(one, connector.normalize(a_user(userName="u@contoso.example"), Names()), Delivery())
+        asked = {line["method"]: line["query"] for line in product.recorded()}
+        assert set(asked.values()) == {"api-version=7.1"}
+    async with declared(token, text.replace("query = {", "#"), paging="more", quirks=["by_status"]) as (
+        connector,
+        product,
+    ):
+        states = ("enabled", "disabled")
+        product.seed({"users": [{"login": f"u{n}@contoso.example", "status": states[n % 2]} for n in range(7)]})
+        rows = await listed(connector.list_accounts)
+        assert sorted((row["identities"][0], row["active"]) for row in rows) == [
+            (f"userName:u{n}@contoso.example", n % 2 == 0) for n in range(7)
+        ]
+        assert len(await connector.find(None, ["userName:u5@contoso.example"], Delivery())) == 1
+
+
+async def test_null_where_an_account_should_be_means_that_it_is_gone(token: Path) -> None:
+    """Products that answer every question with 200 say so; what is no answer at all is tried again."""
+    async with declared(token, paging="none") as (connector, product):
+        wish = connector.normalize(a_user(), Names())
+        for body, kind in (({"data": None}, Gone), ({}, Unavailable), ({"data": []}, Unavailable)):
+            product.fault("status", method="GET", status=200, body=body, times=1)
+            with pytest.raises(kind):
+                await connector.update("1001", wish, Delivery())
+
+
+async def test_a_rehearsal_never_sends_what_might_write(token: Path) -> None:
+    """A search by POST is sent in a rehearsal, unless the product takes its writes at the same address."""
+    text = """
+        endpoints.find = { path = "/users/search", method = "POST", items = "data" }
+        endpoints.list = { path = "/users", method = "POST", items = "data" }
+        identity.userName = { body = { a = "{value}" } }
+        """
+    async with declared(token, text) as (connector, _):
+        assert connector.reading_calls == {("POST", "/users/search")}
+
+
 @pytest.mark.parametrize(
     ("wait", "headers", "body"),
     [
