@@ -43,8 +43,6 @@ DEAD_ALIKE_S = 600.0
 DEAD_ALIKE_MIN = 25
 DEAD_ALIKE_SHARE = 0.8
 UNBURIED_MAX = 1_000
-SHADOW_OVER_LOOK_S = 60.0
-"""A worker whose configuration still says shadow is asked again this much later."""
 
 log = logger()
 
@@ -113,8 +111,8 @@ class Outcomes:
             ledger.take_notes(row, outcome.notes, by=outcome.worker, at=now)
         settings = self.targets().get(row.target) or TargetSettings(connector="")
         was, in_flight = row.state, row.in_flight
-        if outcome.blocked_on == SHADOW and not settings.shadow:  # a worker still rehearses: until it is started anew
-            outcome = msgspec.structs.replace(outcome, retry_after_s=SHADOW_OVER_LOOK_S)
+        if outcome.blocked_on == SHADOW and not settings.shadow:
+            outcome = msgspec.structs.replace(outcome, retry_after_s=None)  # a worker that still rehearses is asked again soon
         outcome = judged(row, outcome, now)
         try:
             effects = settle(
