@@ -684,7 +684,7 @@ async def revoked_credential(bench: Bench) -> str:
 
 @promise(
     "A credential that ends in the middle of a change stops it; a new one in its file takes effect by itself",
-    "let Misconfigured of `self.http` pass, and read the secret anew for every call, as the ready-made signatures do.",
+    "let Misconfigured of `self.http` pass, and read the secret again after a 401, as the ready-made signatures do.",
 )
 async def expired_credential(bench: Bench) -> str:
     """The look-up is still answered, the write is not."""
