@@ -334,7 +334,7 @@ class GenericScim(Conformance):
 
 
 class GenericScimPut(GenericScim):
-    """The other end of the dialects: PUT, no filters, booleans as texts, cursors, and versions that must be named."""
+    """The other end of the dialects: PUT, no filters, booleans as texts, cursors, versions, and addresses in place of ids."""
 
     product_options: ClassVar[Mapping[str, Any]] = {
         "patch": False,
@@ -342,6 +342,10 @@ class GenericScimPut(GenericScim):
         "booleans": "text",
         "paging": "cursor",
         "etag": True,
+        "ids": "location",
+        "taken": "empty",
+        "spelling": "folded",
+        "enterprise": "urn:scim:schemas:extension:enterprise:1.0",
     }
     options: ClassVar[Mapping[str, Any]] = {
         "update": "put",
@@ -349,6 +353,7 @@ class GenericScimPut(GenericScim):
         "booleans": "text",
         "paging": "cursor",
         "etag": True,
+        "enterprise_urn": "urn:scim:schemas:extension:enterprise:1.0",
     }
 
 
