@@ -16,7 +16,7 @@ What a rehearsal can and cannot show:
     telemessage     There is no reading by id: the rehearsal searches the first pages of users for what is held, and when it
                     does not find the account it shows every step that may be needed. Whether a request waits for the daily
                     approval is not known.
-    bobs_business   Exact, from a list of all accounts; our own invitations are known, those of the platform and of people are not.
+    bobs_business   Exact, from a list of all accounts; our own invitations are known, those of others are not.
     sofa            Exact. The manager reference of an account that does not exist yet cannot be shown.
     observe         Calls nobody, so there is nothing to show.
 """
