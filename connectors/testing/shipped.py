@@ -419,7 +419,7 @@ class GenericRest(Conformance):
 
 
 class GenericRestByCalls(GenericRest):
-    """The other end of what is declared: nobody is found by a parameter, and states, roles and members have calls of their own."""
+    """The other end of what is declared: look-ups read everybody, and states, roles and members have calls of their own."""
 
     not_applicable: ClassVar[Mapping[str, str]] = {}
     create_group_call = ("POST", "/api/groups$")

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors import registry
-from connectors.contract import ComparesAccounts, Delivery, ListsAccounts, PutsGroups
+from connectors.contract import ComparesAccounts, Delivery, ListsAccounts
 from connectors.declared import MANAGER
 from connectors.generic_rest import Account, GenericRest
-from connectors.rest_settings import at, place, put
 from connectors.rehearsal import Rehearsal, rehearsing, rehearsing_connector
+from connectors.rest_settings import at, place, put
 from connectors.transforms import transformed
 from deploy.emulators.harness import running
 from deploy.emulators.rest_service import RestServiceEmulator
