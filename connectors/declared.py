@@ -192,7 +192,9 @@ class SignIn(Struct, frozen=True, kw_only=True):
             "OAuth client credentials, nothing"
         ),
     ] = "bearer"
-    token: Annotated[Secret | None, Meta(description="bearer, header, basic_key: the credential, as a reference")] = None
+    token: Annotated[Secret | None, Meta(description="bearer, header, basic_key: the credential, as a reference")] = (
+        None
+    )
     header: Annotated[str, Meta(description="header: its name")] = "Authorization"
     scheme: Annotated[
         str, Meta(max_length=40, description='text before the credential and a blank; after a last "=" no blank')

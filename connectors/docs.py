@@ -90,7 +90,11 @@ def _facts(spec: Spec) -> list[str]:
         f"- Recognises an account by: {', '.join(f'`{path}`' for path in spec.identity)}",
         f"- Rate limit: {rate}",
         f"- SCIM DELETE: {spec.on_delete}s the account there, unless `on_delete` says otherwise",
-        *([f"- Its list is up to date {spec.settle_s:g} s after a write"] if "list_accounts" in spec.capabilities else []),
+        *(
+            [f"- Its list is up to date {spec.settle_s:g} s after a write"]
+            if "list_accounts" in spec.capabilities
+            else []
+        ),
     ]
 
 
