@@ -275,6 +275,20 @@ def address_findings(settings: Settings) -> list[Finding]:
     ]
 
 
+def _idle_settings(settings: Settings) -> list[Finding]:
+    """Settings of the target rest that were made for the target scim, where they do nothing."""
+    made = {"rename": settings.rename != "refuse", "create_agents": settings.create_agents}
+    return [
+        Finding(
+            level="warning",
+            code="no_effect",
+            message=f'{name} does nothing with target = "scim"; take it out, or write over rest.',
+        )
+        for name, is_made in made.items()
+        if is_made and settings.target == "scim"
+    ]
+
+
 class Account(Struct, frozen=True, kw_only=True):
     """What babelforce shall hold. UNSET means that Entra says nothing."""
 
@@ -369,6 +383,7 @@ class Babelforce(Connector[Settings, Account]):
             return differing  # nobody is served before that is mended, so there is nothing else to find out
         findings = [await self._own_user()]
         findings += address_findings(self.settings)
+        findings += _idle_settings(self.settings)
         offered = await self._offered(None) if self.settings.target == "rest" else []
         findings += [
             Finding(

@@ -45,6 +45,8 @@ EXTENSION = "urn:ietf:params:scim:schemas:extension:talkdesk:2.0:User"
 SCIM_PREFIX = "/scim/v2"
 DEFAULT_ROLE = "Agent"
 NO_LICENCE = "no_licence"
+LICENCE_MAX_S = 30 * 86_400.0
+"""So long nobody bought or freed a licence: the change is a dead letter, and Entra's next write or a redrive tries again."""
 BUILT_IN_ROLES = ("Administrator", "Agent", "Supervisor")
 """Exist in every account and cannot be renamed or deactivated."""
 KEEP_ALIVE_S = 12 * 3600.0
@@ -800,6 +802,7 @@ def _await_licence(held: Mapping[str, Any], account_id: str, ctx: Delivery) -> N
             attribute="active",
             account_id=account_id,
             observed_active=False,
+            wait_max_s=LICENCE_MAX_S,
         )
 
 

@@ -846,10 +846,11 @@ async def test_check_proves_the_token_and_finds_setup_mistakes_without_writing(e
         found = {(finding.level, finding.code) for finding in await connector.check()}
     assert found == {("warning", "no_integration_user"), ("warning", "unknown_role"), ("error", "unknown_role")}
     product.seed({"configuration": {**configuration_document(), "customizer": "okta"}})
-    async with connected(url, token, target="scim") as connector:
+    async with connected(url, token, target="scim", create_agents=True) as connector:
         findings = await connector.check()
-    assert [finding.code for finding in findings] == ["reachable", "configuration_differs"]
-    assert "customizer is 'okta' and must be 'microsoft'" in findings[1].message
+    assert [finding.code for finding in findings] == ["reachable", "no_effect", "configuration_differs"]
+    assert "create_agents does nothing" in findings[1].message
+    assert "customizer is 'okta' and must be 'microsoft'" in findings[2].message
     product.seed({"users": [{"email": "scim2@example.com", "enabled": False}]})
     async with connected(url, token, integration_user="scim2@example.com") as connector:
         assert (await connector.check())[0].code == "integration_user_disabled"

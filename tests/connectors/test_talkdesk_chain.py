@@ -101,6 +101,20 @@ async def test_a_user_without_a_licence_is_shown_inactive_and_active_as_soon_as_
     assert chain.engine.run(lambda ledger: list(ledger.notes_of(row.id))) == [], "the licence is no concern any more"
 
 
+async def test_a_licence_is_waited_for_a_month_and_then_it_is_a_persons_turn(chain: Chain) -> None:
+    """0.4, class W: with a limit; the same write again from Entra, or a redrive, begins anew."""
+    chain.emulator.set(licences=0)
+    row = await chain.post(rita(active=True))
+    await chain.pass_s(29 * 86_400, step_s=43_200)
+    assert chain.state(row.id) is State.BLOCKED
+    await chain.pass_s(2 * 86_400, step_s=43_200)
+    assert chain.state(row.id) is State.DEAD
+    assert chain.shown(row.id)["active"] is False
+    chain.emulator.set(licences=1)
+    await chain.patch(row.id, active=True)
+    assert (chain.state(row.id), [user["active"] for user in held(chain)]) == (State.APPLIED, [True])
+
+
 async def test_a_mistyped_constant_is_one_cause_however_many_people_it_hits(chain: Chain) -> None:
     """T17: an operator sees it once per value and not once per user, whether it was accepted or refused; nothing is sent."""
     refused = {"rolesString": "Superviser"}
