@@ -160,7 +160,7 @@ async def test_the_first_failure_of_a_cause_is_told_at_once_and_the_next_in_a_di
 
 
 async def test_whatever_needs_a_person_is_told_to_those_who_are_to_know(told: Told) -> None:
-    """A9, vendor requirement S7: refused credentials, held changes and waits for a licence; alert_to goes before the default."""
+    """Vendor requirements S7 and M6: refused credentials, held deletions, no licence; alert_to goes before the default."""
     here = told.here
     alpha = msgspec.structs.replace(here.configured[ALPHA], alert_to=(ALPHA_OPS, OPS))
     here.configured[ALPHA] = alpha
@@ -197,6 +197,21 @@ async def test_whatever_needs_a_person_is_told_to_those_who_are_to_know(told: To
     here.bus.up = False
     await told.looks()
     assert "the gateway cannot reach NATS" in (await told.looks(OVER_AFTER_S + 1))[0]
+
+
+async def test_a_name_that_is_missing_is_told_at_once_and_an_approval_when_it_is_overdue(told: Told) -> None:
+    """A product that approves in a daily run is no news every day; a role that nobody has made is, without its name."""
+    pending = Reason(code="pending", message="Approved in the daily run.")
+    await told.here.comes_to(await told.here.created("ada"), Result.BLOCKED, pending, blocked_on="approval")
+    assert await told.looks() == []
+    role = Reason(code="unknown_role", message="No role 'Wizard'.", attribute="roles", names=("Wizard",))
+    await told.here.comes_to(await told.here.created("bob"), Result.REJECTED, role)
+    (name,) = await told.looks()
+    assert "alpha has 1 change that waits for: role (unknown_role, roles)" in name
+    assert "Wizard" not in name
+    assert not any("approval" in mail for mail in await told.looks(25 * 3_600))
+    (overdue,) = await told.looks(2 * 3_600)
+    assert "alpha has 1 change that waits for: approval (pending)" in overdue
 
 
 async def test_keys_and_credentials_are_told_30_14_7_and_1_days_before_they_end(told: Told) -> None:
