@@ -156,12 +156,16 @@ class Settings(Struct, frozen=True, kw_only=True):
         Literal["filtered", "whole"], Meta(description='PATCH: emails[type eq "work"], or the whole list')
     ] = "filtered"
     filter: Annotated[
-        Literal["server", "scan"], Meta(description="scan reads all users for every look-up: small products only")
+        Literal["server", "scan"], Meta(description="scan reads all users to find one: small products only")
     ] = "server"
     paging: Annotated[
         Literal["index", "cursor", "none"], Meta(description="startIndex, cursor (RFC 9865), or one answer")
     ] = "index"
     page_size: Annotated[int, Meta(ge=1, le=1_000, description="resources on one page")] = 100
+    keep_alive_s: Annotated[
+        float,
+        Meta(ge=0, description="half of the time after which an unused credential dies there; 0 where none does"),
+    ] = 0.0
     first_index: Annotated[Literal[0, 1], Meta(description="startIndex of the first resource")] = 1
     trusts_total: Annotated[
         bool, Meta(description="false where totalResults is wrong: a list then ends with an empty page")
@@ -299,7 +303,7 @@ class GenericScim(Connector[Settings, Account]):
         pitfalls=(
             "The table shows the default; attributes, add, omit and rename say what a target really sends; /Schemas shows it.",
             "The manager is sent where add names it; a user whose manager has no account there yet is sent again later.",
-            'filter = "scan" reads all users for every look-up; use it only where the product\'s filters do not work.',
+            'filter = "scan" reads all users to find one, at most every 30 s while nothing is in doubt: small products only.',
             "Where user_name is not a plain attribute, add externalId to match: accounts of earlier names are found by it.",
             "Run provgate check after every change: it compares these settings with what the product says of itself.",
         ),
@@ -350,7 +354,11 @@ on_delete = "deactivate"
             rate_limit=settings.rate_limit.limit() if settings.rate_limit is not None else None,
             concurrency_max=settings.concurrency_max,
             on_delete=settings.on_delete,
-            capabilities=(*(("groups", "list_groups") if settings.groups else ()), "list_accounts"),
+            capabilities=(
+                *(("groups", "list_groups") if settings.groups else ()),
+                "list_accounts",
+                *(("keep_alive",) if settings.keep_alive_s else ()),
+            ),
         )
 
     @classmethod
@@ -424,6 +432,14 @@ on_delete = "deactivate"
     def ignored(self, user: User) -> tuple[str, ...]:
         """Everything that is not among the attributes of the settings."""
         return ignored_paths(user, self._spec)
+
+    def keep_alive_s(self) -> float:
+        """As the settings say."""
+        return self.settings.keep_alive_s
+
+    async def keep_alive(self) -> None:
+        """One user at most is asked for."""
+        await self.scim.page(None, query={"count": "1"})
 
     async def check(self) -> list[Finding]:
         """Address, credentials, and the options compared with what the product says of itself. Writes nothing."""

@@ -12,6 +12,7 @@ import structlog
 
 from connectors.talkdesk import KEEP_ALIVE_S
 from deploy.emulators.harness import running
+from deploy.emulators.scim import ScimProductEmulator
 from deploy.emulators.talkdesk import DEMO_CLIENT, OPAQUE_IDLE_S, TalkdeskEmulator
 from schemas.config import TargetSettings
 from workers.control import probe
@@ -141,3 +142,29 @@ async def test_a_call_that_failed_is_made_again_soon_and_said_once(product: Prod
         ("credential.kept_alive_again", None),
     ]
     assert "token" not in str([line for line in lines if line["event"].startswith("credential.")])
+
+
+async def test_a_product_that_needs_no_code_is_kept_alive_as_its_settings_say(tmp_path: Path) -> None:
+    """The generic SCIM connector: any product whose token dies when it lies idle, by one setting; without it no call."""
+    emulator = ScimProductEmulator(token="idle-token-of-the-keeping-tests", rate_per_s=0)
+    emulator.clock.freeze(True)
+    (tmp_path / "token").write_text("idle-token-of-the-keeping-tests", encoding="utf-8")
+    (tmp_path / "token").chmod(0o600)
+    async with running(emulator) as url:
+        table = {"base_url": f"{url}/scim/v2", "auth": {"token": {"file": "token"}}, "allow_loopback": True}
+        targets = {}
+        for name, more in (("idle", {"keep_alive_s": HOUR_S}), ("other", {})):
+            configured = TargetSettings(connector="scim", settings={**table, **more})
+            now = emulator.clock.now
+            targets[name] = Served(name, configured, tmp_path, concurrency_max=1, before_call=_at_once, now=now)
+        worker = KeepAlive(lambda: targets)
+        await worker.look()
+        for _ in range(4):
+            emulator.clock.advance(HOUR_S)
+            await worker.look()
+        for served in targets.values():
+            await served.close()
+    assert [f"{call['method']} {call['path']}" for call in emulator.recorded()] == ["GET /scim/v2/Users"] * 4
+    assert "keep_alive" in targets["idle"].spec.capabilities
+    assert "keep_alive" not in targets["other"].spec.capabilities
+    assert not emulator.violations, list(emulator.violations)
