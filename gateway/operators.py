@@ -483,11 +483,12 @@ async def plan_change(services: Given, name: FromPath[str], body: RawBody) -> pl
         if document is not None and row.kind == "group" and not order.delete:
             plain = {path: value for path, value in document.items() if path != "members"}
             plans.regrouped(row, plain, member_ids(document.get("members", ())), ledger, settings.connector, now)
+        state = row.state if document is None and not (order.delete or order.inactive) else None
         if document is not None:
             row = plans.rewished(row, document, spec)
         if document is None or order.delete:
             row = plans.existing(row, delete=order.delete, inactive=order.inactive)
-        return plans.drafted(row, ledger, settings.connector, now)
+        return plans.drafted(row, ledger, settings.connector, now, state)
 
     try:
         drafted = await services.store.run(draft)

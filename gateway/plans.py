@@ -163,11 +163,26 @@ def _identities(document: Mapping[str, Any], spec: Spec | None, kind: str = "use
     return tuple(found)
 
 
-def drafted(row: Row, ledger: Ledger, connector: str, now: float) -> Draft:
-    """The event that would be sent for a copied row; saves nothing."""
+_STOPPED = {
+    State.HELD: "It is held back, and waits for: provgate held approve {id}",
+    State.DEAD: "It is a dead letter, and is sent again by: provgate dead redrive {id}",
+}
+"""What else has to happen before a stored wish is sent."""
+
+
+def drafted(row: Row, ledger: Ledger, connector: str, now: float, state: State | None = None) -> Draft:
+    """The event that would be sent for a copied row; saves nothing.
+
+    Args:
+        state: where the stored row stands, when it is its own wish that is planned.
+    """
     row.event_id = row.event_id or "plan"
     remarks: list[str] = []
     due = row.open or row.dirty or row.unfinished
+    if state in _STOPPED:
+        remarks.append(_STOPPED[state].format(id=row.id))
+    if (paused_by := ledger.target(row.target).paused_by) is not None:
+        remarks.append(f"The target is paused ({paused_by}), so nothing is sent until it is resumed.")
     if row.kind == "group" and not row.deleted:
         steps = ledger.member_steps(row)
         if steps.waiting_for is not None:
@@ -311,6 +326,7 @@ def unsent(draft: Draft, *, target: str, settings: TargetSettings, stored: bool,
         due=draft.due,
         would=would,
         sentence="Nothing of it is at the product." if would == "nothing" else f"It would wait. {message}".strip(),
+        warnings=draft.remarks,
     )
 
 

@@ -641,7 +641,7 @@ def plan(view: Mapping[str, Any]) -> RenderableType:
     style, verdict = _WOULD[view["would"]]
     head = Text.assemble(plain(f"{view['target']}, {who}: "), plain(verdict, f"bold {style}"))
     parts: list[RenderableType] = [head, Padding(plain(view["sentence"]), (0, 0, 0, 2), expand=False)]
-    if not view["due"] and view["would"] != "unknown":
+    if not view["due"] and (view["calls"] or view["account"]) and view["would"] != "unknown":
         said = "All that Entra asked for is applied; this is what applying it again would do."
         parts.append(Padding(plain(said, "bright_black"), (0, 0, 0, 2), expand=False))
     if view["shadow"]:

@@ -26,9 +26,9 @@ from gateway.ledger import Ledger
 from gateway.lifecycle import Row
 from gateway.patch import MemberChange
 from schemas.config import BrakeSettings, TargetSettings, load
-from schemas.events import Begin, decode_event
+from schemas.events import Begin, Reason, decode_event
 from schemas.resources import GROUP_SCHEMA
-from schemas.states import SHADOW, State
+from schemas.states import SHADOW, Result, State
 from tests.gateway.operated import ALPHA, BETA, COLUMNS, Ended, Operated, a_user, operated
 from tests.waiting import until
 from workers.control import answer
@@ -256,6 +256,12 @@ async def test_a_plan_says_truly_what_would_become_of_the_account(staged: Staged
 
     ada = await staged.arrives("ada")
     assert await would(ada) == ("create", True, [False])
+    await staged.typed("target", "pause", ALPHA, "--reason", "maintenance")
+    assert "The target is paused" in " ".join((await staged.typed("plan", ALPHA, ada)).out.split())
+    await staged.typed("target", "resume", ALPHA)
+    dead = await staged.arrives("dead")
+    await staged.here.comes_to(dead, Result.REJECTED, Reason(code="no_licence", message="There is no licence left."))
+    assert f"provgate dead redrive {dead}" in (await staged.typed("plan", ALPHA, dead)).out
     await staged.work(ada)
     assert await would(ada) == ("nothing", False, [True]), "the PUT repeats what is there"
     shown = (await staged.typed("plan", ALPHA, ada)).out
