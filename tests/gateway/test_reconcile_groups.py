@@ -91,7 +91,7 @@ async def test_groups_and_members_are_compared_and_mended_by_the_engine(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
     """Missing and renamed groups, members out and in by hand; strangers stay (L15), as does a group that was there before."""
-    async with compared(tmp_path, nats_server) as here:
+    async with compared(tmp_path, nats_server, reconcile="held_count_min = 1\nheld_share = 0.2") as here:
         groups = Groups(here)
         here.product.seed({"users": [{"userName": "stranger@contoso.example"}]})
         here.product.seed({"groups": [{"displayName": "Theirs", "members": []}, {"displayName": "Nobodys"}]})
@@ -136,7 +136,10 @@ async def test_groups_and_members_are_compared_and_mended_by_the_engine(
         assert not [one for one in findings if one.label in ("Sales", "Press", "Board")]
 
         generation, fence = (await here.row(sales)).generation, (await here.row(theirs)).fence
-        repaired, _ = await here.reconciled(repair=True)
+        held, _ = await here.reconciled(repair=True)
+        assert (held.state, held.repaired) == ("held", 0)
+        assert held.message.startswith("3 of 4 groups and 2 of 5 memberships would be applied again")
+        repaired, _ = await here.reconciled(repair=True, approved=True, reason="somebody tidied up by hand")
         assert (repaired.state, repaired.repaired) == ("repaired", 3)
         for group in (sales, press, board, theirs):
             await here.is_in(group, State.APPLIED)
