@@ -2,7 +2,8 @@
 
 What one reading showed answers the look-ups of the next SCAN_KEEP_S seconds, and what we write ourselves is entered at once. It
 never answers a look-up that asks for a fresh reading: that is every one after a create whose end is not known, since "nobody"
-from an old list would make a second account.
+from an old list would make a second account. What others wrote in between is not seen: a look-up that finds nobody is followed by
+a create, and two people of one name are never on their way at once (delivery rule R2).
 """
 
 from __future__ import annotations

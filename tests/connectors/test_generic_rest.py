@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -501,6 +502,29 @@ def test_what_is_put_at_a_pointer_is_read_there(parts: list[str], value: int) ->
     assert place(pointer) == tuple(parts)
     assert at(body, pointer) == value
     assert at(body, f"{pointer}/x") is None
+
+
+@given(
+    kinds=st.lists(st.sampled_from(["work", "home", "mobile"]), max_size=4),
+    chosen=st.sampled_from(["work", "Home", "fax"]),
+    value=st.none() | st.text(min_size=1, max_size=4),
+)
+def test_a_choice_from_a_list_changes_one_entry_and_no_other(kinds: list[str], chosen: str, value: str | None) -> None:
+    """Telephone numbers of other kinds belong to somebody else's care, and what was read before is not changed in place."""
+    entries = [{"type": kind, "n": str(number)} for number, kind in enumerate(kinds)]
+    body: dict[str, Any] = {"phones": [dict(entry) for entry in entries]}
+    before, field = body["phones"], f"phones[type={chosen}].n"
+    put(body, field, value)
+    first = next((n for n, kind in enumerate(kinds) if kind.casefold() == chosen.casefold()), None)
+    others = [entry for number, entry in enumerate(entries) if number != first]
+    assert before == entries
+    assert [one for one in body["phones"] if one in others] == others
+    assert len(body["phones"]) == len(others) + (value is not None)
+    assert value is None or at(body, field) == value
+    once = deepcopy(body)
+    if value is not None:
+        put(body, field, value)
+    assert body == once
 
 
 # Settings -------------------------------------------------------------------------------------------------------------
