@@ -12,7 +12,7 @@ import contextlib
 import gc
 import re
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,6 +47,8 @@ CONTROL_CONCURRENCY_MAX = 4
 ACK_PENDING_MIN = 1_000
 """The consumer's bound lies well above the gateway's window, which is the one that counts."""
 BROKER_STOP_S = 5.0
+CANCEL_WAIT_S = 1.0
+CANCEL_ROUNDS_MAX = 5
 GC_THRESHOLDS = (5_000, 20, 20)
 """Nearly nothing here lives in cycles, so looking for them less often costs little memory (see `gc.set_threshold`)."""
 NEEDED = (topology.WORK, topology.OUTCOMES, f"KV_{topology.WORKERS_BUCKET}")
@@ -307,9 +309,7 @@ class Worker:
         self._log.info("worker.draining", worker=self.id, running=self._signals.running)
         self.serving.clear()
         signals, *others = tasks
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await _end(others)
         with contextlib.suppress(*_TROUBLE):
             await self._put(b"", presence.GONE_HEADERS)
         current = list(self._subscribed.values())
@@ -323,10 +323,7 @@ class Worker:
         for one in current:
             with contextlib.suppress(*_TROUBLE):
                 await one.subscriber.stop()
-        for retiring in self._retiring:
-            retiring.cancel()
-        signals.cancel()
-        await asyncio.gather(signals, *self._retiring, return_exceptions=True)
+        await _end([signals, *self._retiring])
 
     # ---- the connection
 
@@ -586,6 +583,22 @@ class Worker:
         """Each product's rate limit is shared by those who serve the target."""
         for name, served in self.served.items():
             served.limit.share_among(1 + self._seen.count(name, besides=self.id))
+
+
+async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel these tasks and wait for their end, within CANCEL_ROUNDS_MAX times CANCEL_WAIT_S.
+
+    Before Python 3.12 `asyncio.wait_for` swallows a cancellation that comes together with what it waited for; hence rounds.
+    """
+    waiting = set(tasks)
+    for _ in range(CANCEL_ROUNDS_MAX):
+        waiting = {task for task in waiting if not task.done()}
+        if not waiting:
+            return
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting, timeout=CANCEL_WAIT_S)
+    logger().warning("worker.tasks_left", count=sum(not task.done() for task in waiting))
 
 
 async def _as_it_is(message: Any) -> Any:
