@@ -66,6 +66,8 @@ def trials_of(name: str) -> list[type[Conformance]]:
     Raises:
         ConfigurationError: there is no such connector, nothing says how to try it, or what says so is broken.
     """
+    if name not in registry.names() and NAME.fullmatch(name) and (ROOT / "connectors" / f"{name}.py").is_file():
+        raise ConfigurationError(name, [f"is not known yet; add to {_registry_line(name)}"])
     registry.load(name)
     for entry in entry_points(group=TRIALS):
         if entry.name == name:
@@ -83,6 +85,10 @@ def trials_of(name: str) -> list[type[Conformance]]:
             ],
         )
     return found
+
+
+def _registry_line(name: str) -> str:
+    return f'SHIPPED in connectors/registry.py:     "{name}": "connectors.{name}:{class_name(name)}",'
 
 
 def _trials_in(file: Path, name: str) -> list[type[Conformance]]:
@@ -295,7 +301,7 @@ def new(name: str, *, folder: Path | None = None, as_json: bool = False) -> int:
     _write(name, base, files)
     if folder is None:
         todo = [
-            f'Add to SHIPPED in connectors/registry.py:     "{name}": "connectors.{name}:{class_name(name)}",',
+            f"Add to {_registry_line(name)}",
             "Print its section into the page: python -m connectors.docs",
             f"Try it: provgate connector test {name}",
         ]

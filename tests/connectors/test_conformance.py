@@ -115,9 +115,13 @@ def test_the_table_for_people_names_each_promise_its_verdict_and_what_was_seen(
 
 
 def test_a_connector_that_nobody_says_how_to_try_is_told_what_to_write() -> None:
-    """The message is the remedy."""
+    """The message is the remedy; a module that nobody has registered yet is told the line to add."""
     with pytest.raises(ConfigurationError, match="not a connector"):
         command.trials_of("no_such_product")
+    with pytest.raises(ConfigurationError, match=r'SHIPPED in connectors/registry\.py: +"coverage": '):
+        command.trials_of("coverage")
+    with pytest.raises(ConfigurationError, match="did you mean lost_answer"):
+        command.try_connector("talkdesk", ["lost_answr"])
 
 
 def test_every_connector_is_listed_with_what_it_can(capsys: pytest.CaptureFixture[str]) -> None:
