@@ -178,7 +178,7 @@ def drafted(row: Row, ledger: Ledger, connector: str, now: float, state: State |
     """
     row.event_id = row.event_id or "plan"
     remarks: list[str] = []
-    due = row.open or row.dirty or row.unfinished
+    due = row.open or row.dirty or row.unfinished or state not in (None, State.APPLIED, State.GONE)
     if state in _STOPPED:
         remarks.append(_STOPPED[state].format(id=row.id))
     if (paused_by := ledger.target(row.target).paused_by) is not None:
