@@ -50,7 +50,7 @@ WAIT_S = 20.0
 COLUMNS = 100
 
 ROLE = Reason(
-    code="unknown_role",
+    code="bad_role",
     message="The role 'Wizard' does not exist in the account; create it or correct the mapping.",
     attribute="roles",
     names=("Wizard",),

@@ -143,7 +143,7 @@ async def test_every_table_fits_100_columns(here: Operated) -> None:
     await with_keys(here)
     commands = (
         ("dead", "list"),
-        ("dead", "list", "--cause", "unknown_role"),
+        ("dead", "list", "--cause", "bad_role"),
         ("dead", "show", resource),
         ("held", "list"),
         ("user", "show", resource),
@@ -164,7 +164,7 @@ async def test_dead_letters_are_listed_with_cause_remedy_and_ids(here: Operated)
     ended = await here.typed("dead", "list")
 
     assert "1 dead letter." in ended.out
-    assert "unknown_role:roles:Wizard" in ended.out
+    assert "bad_role:roles:Wizard" in ended.out
     assert resource in ended.out
     assert "provgate dead redrive --cause" in ended.out
     assert "No dead letters." in (await here.typed("dead", "list", "--target", BETA)).out
@@ -178,7 +178,7 @@ async def test_a_person_is_shown_with_both_halves_masked_until_asked(here: Opera
     assert resource in masked.out
     assert "ada@contoso.example" not in masked.out
     assert "a•••@contoso.example" in masked.out
-    for word in ("Conditions", "Applied", "UnknownRole", "Asked and confirmed", "History", "entra asked: create"):
+    for word in ("Conditions", "Applied", "BadRole", "Asked and confirmed", "History", "entra asked: create"):
         assert word in masked.out
     assert f"provgate dead redrive {resource}" in masked.out
 
@@ -236,21 +236,26 @@ async def test_what_comes_from_outside_cannot_command_the_terminal(here: Operate
 # ---- what machines read
 
 
+STATUS = {
+    "at",
+    "sentence",
+    "fine",
+    "bus_connected",
+    "targets",
+    "waiting",
+    "overload",
+    "config_problems",
+    "mail",
+    "left_over",
+}
+
+
 async def test_json_answers_have_the_shapes_of_the_api(here: Operated) -> None:
     """Every command with --json prints one JSON document and nothing else."""
     resource = await here.dead("ada")
     expected = {
-        ("status",): {"at", "sentence", "fine", "bus_connected", "targets", "waiting", "overload", "config_problems"},
-        ("status", ALPHA): {
-            "at",
-            "sentence",
-            "fine",
-            "bus_connected",
-            "targets",
-            "waiting",
-            "overload",
-            "config_problems",
-        },
+        ("status",): STATUS,
+        ("status", ALPHA): STATUS,
         ("dead", "list"): {"at", "total", "causes", "items"},
         ("held", "list"): {"at", "total", "causes", "items"},
         ("user", "show", resource): {"at", "total", "found"},
@@ -260,7 +265,7 @@ async def test_json_answers_have_the_shapes_of_the_api(here: Operated) -> None:
         ("target", "pause", ALPHA, "--reason", "x"): {"name", "paused_by", "changed"},
         ("target", "resume", ALPHA): {"name", "paused_by", "changed"},
         ("target", "probe", ALPHA): {"name", "ok", "code", "message"},
-        ("dead", "redrive", "--cause", "unknown_role", "--dry-run"): {"dry_run", "total", "ids"},
+        ("dead", "redrive", "--cause", "bad_role", "--dry-run"): {"dry_run", "total", "ids"},
     }
     for command, names in expected.items():
         ended = await here.typed(*command, "--json")
@@ -298,7 +303,7 @@ async def test_a_stream_that_the_gateway_ends_is_exit_code_3(here: Operated) -> 
     watching = asyncio.create_task(here.command("events", "tail"))
     await here.live.heard_by(1)
     here.live.say({"kind": "outcome", "at": "2026-11-22T08:00:00.123Z", "target": ALPHA, "result": "applied"})
-    here.live.say({"kind": "outcome", "at": "nonsense", "target": ALPHA, "result": "rejected", "code": "unknown_role"})
+    here.live.say({"kind": "outcome", "at": "nonsense", "target": ALPHA, "result": "rejected", "code": "bad_role"})
     here.live.say(None)
     ended = await watching
     assert ended.code == UNREACHABLE
@@ -339,7 +344,7 @@ async def test_dead_letters_are_redriven_by_id_by_cause_and_all_of_a_target(here
     rest = await here.command("dead", "redrive", "--all", "--target", ALPHA, "--json")
     assert json.loads(rest.out) == {"done": [bob], "skipped": []}
     assert (await here.row(eve)).state is State.DEAD
-    await here.command("dead", "redrive", "--cause", "unknown_role")
+    await here.command("dead", "redrive", "--cause", "bad_role")
     assert (await here.row(eve)).state is State.DELIVERING
 
 

@@ -254,9 +254,9 @@ async def test_dead_letters_are_grouped_by_cause_with_a_suggestion(here: Operate
         (ALPHA, ROLE.fingerprint(), 3),
         (BETA, number.fingerprint(), 1),
     ]
-    assert "provgate dead redrive --cause unknown_role:roles:Wizard" in listed["causes"][0]["suggestion"]
+    assert "provgate dead redrive --cause bad_role:roles:Wizard" in listed["causes"][0]["suggestion"]
     assert {item["id"] for item in listed["items"]} == {*dead, other}
-    by_code = await here.get("/dead", cause="unknown_role")
+    by_code = await here.get("/dead", cause="bad_role")
     assert by_code["total"] == 3
     assert {item["id"] for item in by_code["items"]} == set(dead)
     assert (await here.get("/dead", target=BETA))["total"] == 1
@@ -403,7 +403,7 @@ async def test_a_dead_letter_says_why_what_was_tried_and_what_to_do(here: Operat
     view = await here.get(f"/resources/{resource}")
 
     conditions = {condition["type"]: condition for condition in view["conditions"]}
-    assert (conditions["Applied"]["status"], conditions["Applied"]["reason"]) == ("False", "UnknownRole")
+    assert (conditions["Applied"]["status"], conditions["Applied"]["reason"]) == ("False", "BadRole")
     assert conditions["InSync"]["status"] == "False"
     assert view["reason"]["message"] == ROLE.message
     title = next(value for value in view["values"] if value["path"] == "title")
