@@ -16,6 +16,7 @@ from connectors import registry
 from connectors.contract import ComparesAccounts, Delivery, ListsAccounts, PutsGroups
 from connectors.declared import KNOWN_PATHS, MANAGER, path_problem, read
 from connectors.generic_scim import Account, GenericScim
+from connectors.scim import checked_id
 from deploy.emulators.bobs_business import BobsBusinessEmulator
 from deploy.emulators.harness import running
 from deploy.emulators.scim import EXTENSION, ScimProductEmulator
@@ -483,6 +484,37 @@ async def test_a_name_that_is_taken_is_told_in_many_ways(emulator: Any, token: P
         error = await refusal(connector.update(ids[1], wish(connector), Delivery()))
         assert (type(error), error.code) == (Conflict, "user_name_taken")
     assert len(users(product)) == 2
+
+
+@pytest.mark.parametrize(
+    "account_id", ["../x", "a/b", "a b", "a%2fb", "a?b", "a#b", "a\\b", "", ".", "x" * 300, None, True, 1.5]
+)
+def test_an_id_that_would_mean_something_else_in_an_address_is_none(account_id: Any) -> None:
+    """S9: by pattern; the write was answered with success, so it is looked for again."""
+    with pytest.raises(Unavailable) as refused:
+        checked_id(account_id, "The product answered")
+    assert (refused.value.code, refused.value.ambiguous) == ("malformed", True)
+
+
+async def test_ids_are_encoded_whole(token: Path) -> None:
+    """Ids with bars, braces, apostrophes, plus and equals signs lead to the same account in every call."""
+
+    class Odd(ScimProductEmulator):
+        def new_id(self) -> str:
+            return f"{{auth|7;x='y'+z==,{len(self.tables.rows['users'])}}}"
+
+    product = Odd()
+    async with running(product) as url, connected(url, token, update="patch") as connector:
+        gateway = Gateway(connector)
+        assert (await gateway.settle(a_document())).result is Result.APPLIED
+        assert gateway.account_id == "{auth|7;x='y'+z==,0}"
+        assert (await gateway.settle(a_document(title="x"))).result is Result.APPLIED
+        group_id = await connector.put_group(None, Group(display_name="g"), Delivery())
+        await connector.change_members(group_id, [gateway.account_id], [], Delivery())
+        await connector.change_members(group_id, [], [gateway.account_id], Delivery())
+        assert product.state()["groups"][group_id]["members"] == []
+        assert (await gateway.settle(a_document(), deleted=True)).result is Result.APPLIED
+    assert (users(product), list(product.violations)) == ([], [])
 
 
 async def test_what_entra_does_not_send_is_kept_under_put(emulator: Any, token: Path) -> None:
