@@ -389,6 +389,7 @@ class Gateway:
                 fresh = self.file.changed()
             except ConfigurationError as exc:
                 log.error("config.refused", problems=len(exc.problems), detail=str(exc))
+                self.notifier.kick()
                 continue
             if fresh is None:
                 continue

@@ -139,13 +139,13 @@ class Notifier:
         self._kicked.set()
 
     async def watch(self) -> None:
-        """One look, after a while or a kick; to be called for ever."""
+        """One look, then a wait for the next or for a kick; to be called for ever."""
+        self._kicked.clear()
+        await self.look()
         await asyncio.sleep(LOOK_PAUSE_S)
         with suppress(TimeoutError):
             async with asyncio.timeout(LOOK_EVERY_S):
                 await self._kicked.wait()
-        self._kicked.clear()
-        await self.look()
 
     async def look(self) -> None:
         """Compare what is so with what was told, and put what is news into the outbox.

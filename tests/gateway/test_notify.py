@@ -8,6 +8,7 @@ import email.policy
 import ipaddress
 import json
 import ssl
+import sys
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -34,8 +35,9 @@ from schemas.config import MailSettings, Secret, parse
 from schemas.errors import ConfigurationError
 from schemas.events import Reason, Step
 from schemas.states import Circuit, Result
-from tests.gateway.operated import ALPHA, BETA, Operated, operated, worker_of
+from tests.gateway.operated import ALPHA, BETA, WAIT_S, Operated, clean_environment, operated, worker_of
 from tests.gateway.test_store import postgres, postgres_url  # noqa: F401 - fixtures
+from tests.waiting import until
 
 OPS, ALPHA_OPS = "ops@example.com", "alpha-ops@example.com"
 USER, PASSWORD = "mail-user-of-this-test", "mail-password-of-this-test"
@@ -542,6 +544,38 @@ async def test_operators_test_list_and_watch_mails_by_command(told: Told, tmp_pa
         f"127.0.0.1:{told.server.port} cannot be used: connection refused",
         "1 mail to operators did not get through",
     ]
+
+
+async def test_a_gateway_process_tells_by_itself_what_needs_a_person(tmp_path: Path, server: Server) -> None:
+    """From the file to the mail: a process of its own, with a key of Entra's in the store that ends in five days."""
+    async with operated(tmp_path) as here:
+        made = await here.keys.issue(ALPHA, days=90, label="", actor="test")
+        ends_at = time.time() + 5.5 * DAY_S
+        await here.store.run(
+            lambda ledger: ledger.connection.execute(f"UPDATE access_key SET expires_at = {ends_at}")  # type: ignore[attr-defined]
+        )
+    file = tmp_path / "provgate.toml"
+    file.write_text(
+        '[gateway]\nport = 0\noperator_port = 0\n[store]\npath = "store.sqlite3"\n[nats]\nurl = "nats://127.0.0.1:1"\n'
+        f'[mail]\nhost = "127.0.0.1"\nport = {server.port}\ntls = "none"\nsender = "provgate@example.com"\n'
+        'to = ["ops@example.com"]\n[targets.alpha]\nconnector = "observe"\n'
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "gateway",
+        "--config",
+        str(file),
+        stderr=asyncio.subprocess.DEVNULL,
+        env=clean_environment(),
+    )
+    try:
+        await until(lambda: server.mails, "the mail", wait_s=60.0)
+    finally:
+        process.terminate()
+        await asyncio.wait_for(process.wait(), WAIT_S)
+    assert f"alpha has the access key {made.row.id}, which ends in 5 days" in server.texts()[0]
+    assert process.returncode == 0
 
 
 def test_mistakes_in_the_mail_settings_are_all_said_at_once() -> None:
