@@ -6,6 +6,7 @@ product can show whom a group holds, only what differs is sent; where it cannot,
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -256,7 +257,12 @@ class RestGroups:
         assert call is not None, "refused by the settings"
         if "members" in call.names:
             for chunk in self._chunks(leaving):
-                await self.calls.send("member_remove", ctx, values={"id": group_id, "members": chunk})
+                try:
+                    await self.calls.send("member_remove", ctx, values={"id": group_id, "members": chunk})
+                except Gone:  # one of them is in the group no more; the others still have to go
+                    for one in chunk if len(chunk) > 1 else ():
+                        with contextlib.suppress(Gone):
+                            await self.calls.send("member_remove", ctx, values={"id": group_id, "members": [one]})
             return
         for one in leaving:
             membership = {"membership": held.get(one)} if "membership" in call.names else {}

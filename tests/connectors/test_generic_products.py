@@ -485,6 +485,18 @@ def test_every_mistake_names_its_place_and_the_remedy(text: str, said: str) -> N
     assert any(problem.removeprefix("settings.").startswith(said) for problem in problems), problems
 
 
+async def test_who_left_a_group_already_does_not_keep_the_others_in_it(token: Path) -> None:
+    """Without a list of members a removal may name somebody who is out already; the product refuses all of that call."""
+    lines = [line for line in GROUPS["several at once"][0].splitlines() if not line.strip().startswith("members =")]
+    async with declared(token, GROUP_CALLS + "\n".join(lines), paging="none", members="bulk") as (connector, product):
+        people = product.seed({"users": [{"login": f"u{n}@contoso.example"} for n in range(3)]})["ids"]
+        (group_id,) = product.seed({"groups": [{"name": "Sales", "members": people}]})["group_ids"]
+        product.fault("status", method="POST", path=f"/api/groups/{group_id}/members", status=404, times=1)
+        await connector.change_members(group_id, [], people[:2], Delivery())
+        await connector.change_members(group_id, [], people[:1], Delivery())
+        assert product.state()["groups"][group_id]["members"] == people[2:]
+
+
 async def test_a_list_that_breaks_off_is_no_whole_list(token: Path) -> None:
     """Reconciliation must not take the rest for missing: the product said how many there are, or where it goes on."""
     paging = (
