@@ -299,7 +299,7 @@ class GenericScim(Connector[Settings, Account]):
             for path in DEFAULT_ATTRIBUTES
         ),
         concurrency_max=CONCURRENCY,
-        capabilities=("groups", "list_accounts", "list_groups"),
+        capabilities=("groups", "list_accounts", "list_groups", "keep_alive"),
         pitfalls=(
             "The table shows the default; attributes, add, omit and rename say what a target really sends; /Schemas shows it.",
             "The manager is sent where add names it; a user whose manager has no account there yet is sent again later.",
@@ -357,7 +357,7 @@ on_delete = "deactivate"
             capabilities=(
                 *(("groups", "list_groups") if settings.groups else ()),
                 "list_accounts",
-                *(("keep_alive",) if settings.keep_alive_s else ()),
+                "keep_alive",
             ),
         )
 
