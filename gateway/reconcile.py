@@ -66,6 +66,8 @@ REPAIRS_PER_JOB = 20
 MEMBERS_PER_CALL = 100
 """Members of a group one call changes, for reckoning with; products take about as many."""
 GROUPS_PER_LOOK = 200
+STOPPED = frozenset((kept.ELSEWHERE, "not_enabled", "paused", "circuit_open"))
+"""Why nothing more is to be called, or concluded."""
 JITTER_SHARE = 0.05
 JITTER_MAX_S = 1_800.0
 """Comparisons of all targets would otherwise begin in the same minute every day, and those of all customers of a product."""
@@ -234,10 +236,6 @@ class Reconciler:
         spec = self.spec_of(target)
         return spec is not None and "list_accounts" in spec.capabilities
 
-    def _lists_groups(self, target: str) -> bool:
-        spec = self.spec_of(target)
-        return spec is not None and "list_groups" in spec.capabilities
-
     def _settle_s(self, target: str) -> float:
         """How long after a write the product's lists may still show what was before it."""
         spec, own = self.spec_of(target), self._settings(target).settle_s
@@ -365,7 +363,7 @@ class Reconciler:
             return kept.take_lease(ledger, lease, self.holder, self.clock.now(), LEASE_S)
 
         if not await self.store.run(job):
-            raise ComparisonFailed("running_elsewhere", "Another gateway compares this target at this moment.")
+            raise ComparisonFailed(kept.ELSEWHERE, "Another gateway compares this target at this moment.")
 
     async def _compare(self, run: Run, spool: GroupSpool, report: Report) -> Report:
         target = run.target
@@ -373,13 +371,8 @@ class Reconciler:
         run.progress.of = await self.store.read_slow(lambda reader: sum(reader.counts(target).values()))
         listed, compared = await self._compare_kind(run, spool, report, "user", report.size)
         report = msgspec.structs.replace(report, size=listed, listed=listed, compared=compared)
-        if self._lists_groups(target):
-            await self._rest(target, 1)  # for the last part of the list, after which nothing was called yet
-            await self._check_open(target)
-            await asyncio.to_thread(spool.turn_to_groups)
-            listed, compared = await self._compare_kind(run, spool, report, "group", report.groups_size)
-            report = msgspec.structs.replace(report, groups_size=listed, groups_listed=listed, groups=compared)
-            report = await self._compare_members(run, spool, report)
+        if await self._has_groups(target):
+            report = await self._compare_groups(run, spool, report)
         await self._retract(spool, report)
         counts, codes = await asyncio.to_thread(spool.counts), await asyncio.to_thread(spool.codes)
         fixes = await asyncio.to_thread(spool.count_fixes)
@@ -431,7 +424,32 @@ class Reconciler:
         """Who changed after this is on the way: the product's lists may show it as it was, or as it is."""
         return report.started_at - self._settle_s(report.target)
 
-    # ---- members of groups
+    # ---- groups and their members
+
+    async def _has_groups(self, target: str) -> bool:
+        """Whether there is anything to compare: groups of a product that Entra sends none of are none of our business."""
+        spec = self.spec_of(target)
+        if spec is None or "list_groups" not in spec.capabilities:
+            return False
+        return bool(await self.store.read_slow(lambda reader: kept.rows_after(reader, target, "group", 0, 1)))
+
+    async def _compare_groups(self, run: Run, spool: GroupSpool, report: Report) -> Report:
+        """Groups after the users; what keeps them from being compared, such as a missing right, leaves the users' part."""
+        target = run.target
+        await self._rest(target, 1)  # for the last part of the list, after which nothing was called yet
+        await self._check_open(target)
+        await asyncio.to_thread(spool.turn_to_groups)
+        try:
+            listed, compared = await self._compare_kind(run, spool, report, "group", report.groups_size)
+            whole = msgspec.structs.replace(report, groups_size=listed, groups_listed=listed, groups=compared)
+            return await self._compare_members(run, spool, whole)
+        except ComparisonFailed as exc:
+            if exc.code in STOPPED:
+                raise
+            await asyncio.to_thread(spool.forget_fixes)
+            await asyncio.to_thread(spool.retract_classes, *(one for one in DIFFERENCES if one.startswith(OF_GROUPS)))
+            message = f"Groups were not compared ({exc.code}): {mask_message(exc.message)}"
+            return msgspec.structs.replace(report, code=exc.code, message=message)
 
     async def _compare_members(self, run: Run, spool: GroupSpool, report: Report) -> Report:
         run.progress.stage = "members"
@@ -571,7 +589,7 @@ class Reconciler:
         ]
         message = report.message
         if not sum(report.counts.values()):
-            state = "good"
+            state = "differs" if report.code else "good"
         elif not repair or not (users or groups):
             state = "differs"
         elif many and not approved:

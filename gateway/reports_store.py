@@ -39,9 +39,9 @@ class Report(Struct, frozen=True, kw_only=True):
     """What a reconciliation came to, or how it stands. Times are epoch seconds.
 
     Args:
-        state: `running`, then `good` (nothing differs), `differs`, `repairing` (what differs is being given back to the engine),
-            `repaired`, `held` (too much differs: it waits for an operator), `refused` (the operator said no) or `failed` (no
-            conclusion; `code` and `message` say why, as they do where a repair stopped in the middle).
+        state: `running`, then `good` (nothing differs), `differs` (or part of it was not compared: `code`), `repairing` (what
+            differs is being given back to the engine), `repaired`, `held` (too much differs: it waits for an operator), `refused`
+            (the operator said no) or `failed` (no conclusion; `code` and `message` say why, as they do where a repair stopped).
         mode: `report` or `repair`.
         actor: who asked for it; `system` when it was due.
         compared: users at rest that were compared; `groups` the same of groups, and `memberships` of their members.

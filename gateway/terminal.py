@@ -843,7 +843,7 @@ def reconcile_sentence(report: Mapping[str, Any], now: float) -> str:
         size += f", {report['groups']:,} of its groups ({members}) with {report['groups_listed']:,} there"
     total = sum(report["counts"].values())
     if not total:
-        return f"compared {when}, {size}: nothing differs."
+        return f"compared {when}, {size}: nothing differs{', as far as it was compared' if report['code'] else ''}."
     ends = {
         "held": "the repair waits for an approval",
         "refused": "the repair was refused",

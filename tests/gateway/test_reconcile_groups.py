@@ -150,6 +150,13 @@ async def test_groups_and_members_are_compared_and_mended_by_the_engine(
         assert (await here.row(sales)).generation == generation, "no new wish was made up"
         assert (await here.row(theirs)).fence == fence, "what is only reported was not sent again"
 
+        here.product.fault("status", method="GET", status=403, path="/scim/v2/Groups", times=3)
+        forbidden, _ = await here.reconciled()
+        here.product.clear_faults()
+        assert (forbidden.state, forbidden.counts) == ("differs", {"unknown": 1}), "users are compared all the same"
+        assert forbidden.code
+        assert forbidden.message.startswith("Groups were not compared")
+
         healed, _ = await here.reconciled()
         assert healed.counts == {"unknown": 1, "group_strangers": 2, "group_unknown": 1}
         lines = (await here.typed("reconcile", TARGET, "--runs")).out

@@ -50,6 +50,7 @@ async def test_what_happens_while_the_lists_are_read_is_no_difference(nats_serve
         for name in ("cyd", "dan"):
             here.change(f"{name}@contoso.example", givenName="Somebody")
         intake, adopted = here.gateway.intake, []
+        await intake.create(TARGET, "group", {"displayName": "Sales"})
 
         async def after_the_list() -> None:
             await intake.delete(TARGET, "user", ids["ada"])
