@@ -23,7 +23,7 @@ from msgspec import Struct, field
 
 from schemas.config import RetrySettings
 from schemas.events import Outcome, ProvisioningEvent, Reason, Sighting, encode, made_traceparent, timestamp
-from schemas.resources import ENTERPRISE_SCHEMA, Group, Member
+from schemas.resources import ENTERPRISE_SCHEMA, TYPED_LISTS, Group, Member
 from schemas.states import NEXT, PRIORITY, PRIORITY_REPAIR, WAITING, Change, Circuit, Result, State
 from schemas.topology import CALL_S, OWNED_S, SETTLE_S
 
@@ -609,25 +609,46 @@ def _with_cleared(document: bytes, settled: bytes) -> bytes:
 def _clears(wished: dict[str, Any], held: dict[str, Any]) -> bool:
     if held.keys() - wished.keys():
         return True
-    return any(isinstance(v, dict) and isinstance(wished[k], dict) and _clears(wished[k], v) for k, v in held.items())
+    return any(
+        _clears(wished[key], value)
+        if isinstance(value, dict) and isinstance(wished[key], dict)
+        else bool(key in TYPED_LISTS and _gone_entries(wished[key], value))
+        for key, value in held.items()
+    )
 
 
 def _marked(wished: dict[str, Any], held: dict[str, Any]) -> dict[str, Any]:
     marked: dict[str, Any] = dict.fromkeys(held.keys() - wished.keys())
     for key, value in held.items():
-        if isinstance(value, dict):
-            there = wished.get(key, {})
-            if isinstance(there, dict):
-                marked[key] = _marked(there, value)
+        there = wished.get(key, {})
+        if isinstance(value, dict) and isinstance(there, dict):
+            marked[key] = _marked(there, value)
+        elif key in TYPED_LISTS and there and (gone := _gone_entries(there, value)):
+            marked[key] = [*there, *gone]
     return {**wished, **marked}
 
 
+def _gone_entries(wished: Any, held: Any) -> list[dict[str, Any]]:
+    """The entries of types that only the product holds, with null for each of their values."""
+    if not isinstance(wished, list) or not isinstance(held, list):
+        return []
+    there = {entry.get("type") for entry in wished if isinstance(entry, dict)}
+    gone = {entry.get("type"): entry for entry in held if isinstance(entry, dict) and entry.get("type") not in there}
+    return [{**dict.fromkeys(entry.keys() - {"primary"}), "type": type_} for type_, entry in gone.items() if type_]
+
+
 def _unmarked(document: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _unmarked(value) if isinstance(value, dict) else value
-        for key, value in document.items()
-        if value is not None and not (isinstance(value, dict) and not _unmarked(value))
-    }
+    plain: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, dict):
+            value = _unmarked(value)
+            if not value:
+                continue
+        elif key in TYPED_LISTS and isinstance(value, list):
+            value = [one for one in value if not (isinstance(one, dict) and None in one.values())]
+        if value is not None:
+            plain[key] = value
+    return plain
 
 
 def _group_document(document: bytes, steps: MemberSteps) -> bytes:

@@ -163,6 +163,9 @@ _CLEARED_ENTRIES: dict[str, list[dict[str, str | None]]] = {
 }
 """A cleared list of typed entries, told entry by entry: connectors map single types, such as the address of type work."""
 
+TYPED_LISTS = frozenset(_CLEARED_ENTRIES)
+"""Attributes whose entries are told apart by their type."""
+
 
 class Member(Struct, frozen=True, omit_defaults=True):
     """A member of a group: its SCIM id here, and its account at the product once it is known."""

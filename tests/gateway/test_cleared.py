@@ -14,6 +14,8 @@ from schemas.resources import User
 from schemas.states import Change, Result
 from tests.simulation.memory import Memory, MemoryLedger
 
+HOME = {"type": "home", "value": "a@home.example"}
+WORK = {"type": "work", "value": "a@contoso.example", "primary": True}
 EXTENSION = "urn:ietf:params:scim:schemas:extension:talkdesk:2.0:User"
 
 
@@ -69,10 +71,28 @@ def sent_after(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
             {"userName": "a"},
             {"userName": "a", EXTENSION: {"rolesString": None}},
         ),
+        (
+            {"userName": "a", "emails": [WORK, HOME]},
+            {"userName": "a", "emails": [HOME]},
+            {"userName": "a", "emails": [HOME, {"type": "work", "value": None}]},
+        ),
+        (
+            {"userName": "a", "emails": [WORK, HOME]},
+            {"userName": "a", "emails": [{**WORK, "value": "b@contoso.example"}, HOME]},
+            {"userName": "a", "emails": [{**WORK, "value": "b@contoso.example"}, HOME]},
+        ),
         ({"userName": "a", "title": "x"}, {"userName": "a", "title": "y"}, {"userName": "a", "title": "y"}),
         ({"userName": "a"}, {"userName": "a", "title": "y"}, {"userName": "a", "title": "y"}),
     ],
-    ids=["an attribute", "one of an extension", "a whole extension", "a change", "something new"],
+    ids=[
+        "an attribute",
+        "one of an extension",
+        "a whole extension",
+        "an entry of a list",
+        "an entry that changed",
+        "a change",
+        "something new",
+    ],
 )
 def test_only_what_was_held_and_is_no_longer_wished_is_sent_as_null(
     first: dict[str, Any], second: dict[str, Any], sent: dict[str, Any]
