@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 )
 
 from gateway.ledger import Ledger
-from gateway.lifecycle import Row, begin, clear_trail, discard, read_again, ready, redrive
+from gateway.lifecycle import DEAD_STATES, Row, begin, clear_trail, discard, read_again, ready, redrive
 from schemas.config import RetrySettings
 from schemas.events import Outcome, ProvisioningEvent, Reason
 from schemas.states import Change, Result, State
@@ -237,7 +237,7 @@ class Lives(RuleBasedStateMachine):
         """I6."""
         for row in self.rows():
             if row.in_flight is not None:
-                assert row.state is State.DELIVERING or row.state in (State.DEAD, State.REJECTED), "I3"
+                assert row.state is State.DELIVERING or row.state in DEAD_STATES, "I3"
             elif row.state in (State.QUEUED, State.RETRYING, State.BLOCKED):
                 assert row.open or row.dirty or row.unfinished, f"I6: {row.id} waits for nothing"
                 assert row.next_at <= self.bench.now + LONGEST_S, (
