@@ -112,7 +112,9 @@ class Outcomes:
         settings = self.targets().get(row.target) or TargetSettings(connector="")
         was, in_flight = row.state, row.in_flight
         if outcome.blocked_on == SHADOW and not settings.shadow:
-            outcome = msgspec.structs.replace(outcome, retry_after_s=None)  # a worker that still rehearses is asked again soon
+            outcome = msgspec.structs.replace(
+                outcome, retry_after_s=None
+            )  # a worker that still rehearses is asked again soon
         outcome = judged(row, outcome, now)
         try:
             effects = settle(

@@ -1184,8 +1184,7 @@ async def test_groups_keep_whom_nobody_removed_and_are_made_again_with_all_membe
     product, url = emulator
     async with at_work(tmp_path, url, api_key) as here:
         people = [
-            await here.user(a_document(userName=f"u{n}@acme.example", externalId=f"{ANNA[:-2]}1{n}"))
-            for n in range(3)
+            await here.user(a_document(userName=f"u{n}@acme.example", externalId=f"{ANNA[:-2]}1{n}")) for n in range(3)
         ]
         await here.work()
         product.set(seats=3)

@@ -20,7 +20,9 @@ from tests.gateway.bench import NOON, TARGET, outcome_of, sightings
 from tests.gateway.engine import Engine
 from tests.simulation.books import MemoryBooks, SqlBooks
 
-NO_ROLE = Reason(code="reserved_role", message="The role Wizard is not given to anybody.", attribute="roles", names=("Wizard",))
+NO_ROLE = Reason(
+    code="reserved_role", message="The role Wizard is not given to anybody.", attribute="roles", names=("Wizard",)
+)
 
 
 @pytest.fixture
