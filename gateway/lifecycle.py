@@ -1133,6 +1133,8 @@ def _blocked(row: Row, outcome: Outcome, now: float, others: Others) -> list[Eff
         row.ambiguous = False
     wait_s = outcome.retry_after_s
     _block(row, outcome.blocked_on or "something the product did not name", now, outcome.reason, wait_s=wait_s)
+    if row.generation > outcome.generation and not row.ambiguous:  # T6: nothing is known of the newer wish
+        row.attempt, row.next_at = 0, now
     return effects
 
 

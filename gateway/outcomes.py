@@ -112,9 +112,8 @@ class Outcomes:
         settings = self.targets().get(row.target) or TargetSettings(connector="")
         was, in_flight = row.state, row.in_flight
         if outcome.blocked_on == SHADOW and not settings.shadow:
-            outcome = msgspec.structs.replace(
-                outcome, retry_after_s=None
-            )  # a worker that still rehearses is asked again soon
+            # a worker that still rehearses is asked again soon
+            outcome = msgspec.structs.replace(outcome, retry_after_s=None)
         outcome = judged(row, outcome, now)
         try:
             effects = settle(
@@ -135,8 +134,6 @@ class Outcomes:
         if settled and outcome.blocked_on == SHADOW and not (row.looked or row.dirty or row.ambiguous):
             row.doubts.possible.clear()  # nothing was written, so nothing of this row can be at the product under these names
             row.doubts.written.clear()
-        if settled and outcome.blocked_on == SHADOW and row.generation > outcome.generation:
-            row.next_at = now  # the newer wish is rehearsed, too, and not only when this one would be looked at again
         rest = row.unfinished and not row.open and row.state not in DEAD_STATES
         done = row.state in (State.APPLIED, State.GONE) or rest
         if done and self.awaited(row.id):

@@ -134,3 +134,15 @@ async def test_a_wait_with_a_bound_ends_as_a_dead_letter_and_a_redrive_begins_it
     await engine.patch("r1", title="President")
     await engine.idle()
     assert engine.event("r1").generation == 3, "what the product approves is not what an operator approves"
+
+
+async def test_T6_a_newer_wish_does_not_wait_for_what_the_older_one_waits_for(engine: Engine) -> None:
+    """A licence that is missing for one wish says nothing about the next, which may need none."""
+    await engine.post("ada")
+    await engine.idle()
+    await engine.patch("r1", title="Chief")
+    await engine.report("r1", Result.BLOCKED, blocked_on="licence", account_id="a-1", retry_after_s=900.0)
+    await engine.sweep(1.0)
+
+    assert engine.event("r1").generation == 2
+    assert engine.row("r1").account_id == "a-1"
