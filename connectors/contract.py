@@ -7,7 +7,7 @@ only says how its product does each step, so no author can forget to look before
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack, runtime_checkable
 
 from msgspec import Struct
 
@@ -256,39 +256,44 @@ class Connector(Generic[Settings, Account]):
         """Release what the connector holds besides its HTTP client."""
 
 
+class Call(TypedDict, total=False):
+    """What a call may carry beside its method and path; the keywords of `VendorHttp.request`.
+
+    Args:
+        ctx: the delivery; without it there is no step, no trace and no deadline, so only calls of no delivery go without.
+        parts: values of the path's template, encoded whole.
+        query: encoded whole; never recorded.
+        json: body as JSON.
+        form: body as a form, instead of JSON.
+        headers: besides those of the signature; a `Content-Type` here wins.
+        expect: statuses above 299 that are an answer here, not an error.
+        idempotent: may be repeated within this call; GET and HEAD are unless told otherwise.
+    """
+
+    ctx: Delivery | None
+    parts: Mapping[str, str] | None
+    query: Mapping[str, str] | None
+    json: Any
+    form: Mapping[str, str] | None
+    headers: Mapping[str, str] | None
+    expect: Sequence[int]
+    idempotent: bool | None
+
+
 class VendorHttp(Protocol):
     """The one way out to a product (`connectors/http.py`); a dry run gives a client that records and sends nothing."""
 
-    async def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        ctx: Delivery | None = None,
-        parts: Mapping[str, str] | None = None,
-        query: Mapping[str, str] | None = None,
-        json: Any = None,
-        form: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] | None = None,
-        expect: Sequence[int] = (),
-        idempotent: bool | None = None,
-    ) -> VendorResponse:
-        """Send one call and record it as a step of `ctx`.
+    async def request(self, method: str, path: str, **call: Unpack[Call]) -> VendorResponse:
+        """Send one call and record it as a step of its delivery.
 
         Args:
-            ctx: the delivery; without it there is no step, no trace and no deadline, so only calls of no delivery go without.
             path: template below the base URL, e.g. `/Users/{id}`; only the template is recorded and shown.
-            parts: values of the template, encoded whole.
-            query: encoded whole; never recorded.
-            json: body as JSON.
-            form: body as a form, instead of JSON.
-            headers: besides those of the signature; a `Content-Type` here wins.
-            expect: statuses above 299 that are an answer here, not an error.
-            idempotent: may be repeated within this call; GET and HEAD are unless told otherwise.
+            call: see `Call`.
 
         Raises:
             Rejected, Conflict, Gone, Misconfigured, RateLimited: by the answer's status, see `connectors/http.py`.
             Unavailable: no answer; `ambiguous` when a write may have taken effect.
+            ConnectorBug: the template and its parts do not fit.
         """
 
 

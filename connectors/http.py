@@ -637,22 +637,7 @@ class HttpClient:
         expect: Sequence[int] = (),
         idempotent: bool | None = None,
     ) -> VendorResponse:
-        """Send one call and record it in `ctx.steps`, one step per attempt.
-
-        Args:
-            path: template below the base URL, e.g. `/Users/{id}`; only the template is recorded and shown.
-            parts: values of the template, encoded whole.
-            query: encoded whole; never recorded.
-            json: body as JSON; a `Content-Type` in `headers` wins over application/json.
-            form: body as application/x-www-form-urlencoded.
-            expect: statuses above 299 that are an answer here, not an error.
-            idempotent: may be repeated within this call; GET and HEAD are unless told otherwise.
-
-        Raises:
-            Rejected, Conflict, Gone, Misconfigured, RateLimited: see MEANING.
-            Unavailable: no answer; `ambiguous` when a write may have taken effect.
-            ConnectorBug: the template and its parts do not fit.
-        """
+        """As `VendorHttp.request` says; one step per attempt, statuses by MEANING."""
         method = method.upper()
         url = self._url(path, parts or {}, query or {})
         body, content_type = _encoded(json, form)

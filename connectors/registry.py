@@ -8,13 +8,13 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, Unpack
 
 from msgspec import Struct
 
-from connectors.contract import Connector, Delivery, VendorResponse
+from connectors.contract import Call, Connector, VendorResponse
 from connectors.http import BeforeCall, HttpClient
 from schemas.config import decode
 from schemas.errors import ConfigurationError, ConnectorBug
@@ -118,20 +118,7 @@ def build(
 class CallsNobody:
     """The HTTP client of a connector without an endpoint."""
 
-    async def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        ctx: Delivery | None = None,
-        parts: Mapping[str, str] | None = None,
-        query: Mapping[str, str] | None = None,
-        json: Any = None,
-        form: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] | None = None,
-        expect: Sequence[int] = (),
-        idempotent: bool | None = None,
-    ) -> VendorResponse:
+    async def request(self, method: str, path: str, **call: Unpack[Call]) -> VendorResponse:
         """Raises: ConnectorBug, always."""
         raise ConnectorBug(f"{method} {path}: this connector declares no endpoint")
 

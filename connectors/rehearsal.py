@@ -27,12 +27,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Unpack
 from urllib.parse import quote
 
 import msgspec
 
-from connectors.contract import Connector, Delivery, Imagines, VendorHttp, VendorResponse, Write
+from connectors.contract import Call, Connector, Delivery, Imagines, VendorHttp, VendorResponse, Write
 from connectors.http import error_of
 from schemas.errors import ConnectorBug, Rejected
 from schemas.plans import WouldCall
@@ -130,26 +130,14 @@ class RehearsalHttp:
         self._product = product
         self.connector: Any = None
 
-    async def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        ctx: Delivery | None = None,
-        parts: Mapping[str, str] | None = None,
-        query: Mapping[str, str] | None = None,
-        json: Any = None,
-        form: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] | None = None,
-        expect: Sequence[int] = (),
-        idempotent: bool | None = None,
-    ) -> VendorResponse:
+    async def request(self, method: str, path: str, **call: Unpack[Call]) -> VendorResponse:
         """Send what reads, keep what writes; raises as `connectors.http.HttpClient.request`.
 
         Raises:
             ConnectorBug: a write outside a rehearsal, or a template that does not fit its parts.
         """
-        method, parts = method.upper(), dict(parts or {})
+        method, parts = method.upper(), dict(call.get("parts") or {})
+        ctx, query, json, expect = call.get("ctx"), call.get("query"), call.get("json"), call.get("expect", ())
         url = filled(path, parts)
         rehearsal = _now.get()
         reading = self.connector.reading_calls if self.connector is not None else frozenset()
@@ -158,24 +146,14 @@ class RehearsalHttp:
             if imagined or any(value.startswith(MADE_ID) for value in parts.values()):
                 held = rehearsal.shown(url) if rehearsal is not None and imagined else None
                 return self._answer(method, path, VendorResponse(200 if held is not None else 404, held, {}), expect)
-            answer = await self._real.request(
-                method,
-                path,
-                ctx=ctx,
-                parts=parts,
-                query=query,
-                json=json,
-                form=form,
-                headers=headers,
-                expect=expect,
-                idempotent=idempotent,
-            )
+            answer = await self._real.request(method, path, **call)
             if rehearsal is not None and method == "GET" and not query and answer.status < 300:
                 rehearsal.seen(url, answer.body)
             return answer
         if rehearsal is None:
             raise ConnectorBug(f"{method} {path} was to be sent outside a rehearsal by a connector that only rehearses")
-        body = json if json is not None else form
+        body = json if json is not None else call.get("form")
+        headers = call.get("headers") or {}
         rehearsal.note(
             WouldCall(
                 method=method,
@@ -183,7 +161,7 @@ class RehearsalHttp:
                 url=url,
                 query=dict(query or {}),
                 body=msgspec.to_builtins(body, enc_hook=str) if body is not None else None,
-                headers={name: value for name, value in (headers or {}).items() if not _SECRET_HEADER.search(name)},
+                headers={name: value for name, value in headers.items() if not _SECRET_HEADER.search(name)},
             )
         )
         return self._answer(method, path, await self._imagined(rehearsal, method, path, parts, url, body, ctx), expect)

@@ -12,13 +12,14 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Unpack
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from connectors.contract import (
+    Call,
     Connector,
     CredentialEnd,
     Delivery,
@@ -967,34 +968,10 @@ class _Explained:
         self._http = http
         self._key_sentence = key_sentence
 
-    async def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        ctx: Delivery | None = None,
-        parts: Mapping[str, str] | None = None,
-        query: Mapping[str, str] | None = None,
-        json: Any = None,
-        form: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] | None = None,
-        expect: Sequence[int] = (),
-        idempotent: bool | None = None,
-    ) -> VendorResponse:
+    async def request(self, method: str, path: str, **call: Unpack[Call]) -> VendorResponse:
         """As `connectors.http.HttpClient.request`."""
         try:
-            return await self._http.request(
-                method,
-                path,
-                ctx=ctx,
-                parts=parts,
-                query=query,
-                json=json,
-                form=form,
-                headers=headers,
-                expect=expect,
-                idempotent=idempotent,
-            )
+            return await self._http.request(method, path, **call)
         except Conflict as exc:
             if method not in ("GET", "DELETE"):
                 raise
