@@ -20,7 +20,7 @@ install: $(STAMP)
 $(STAMP): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 ifneq ($(UV),)
-	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 else
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
@@ -29,10 +29,11 @@ endif
 	@touch $(STAMP)
 
 demo: install
-	@exec $(BIN)/provgate demo $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= exec $(BIN)/provgate demo $(ARGS)
 
+# The suite starts hundreds of processes: compiled files are kept (beside the sources), also where the environment forbids it.
 test: install
-	@$(BIN)/python -m pytest -n $(PROCESSES) $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(PROCESSES) $(ARGS)
 
 check: install
 	@$(BIN)/ruff check .
