@@ -10,7 +10,7 @@ import pytest
 
 from connectors import registry, setup_pages
 from deploy.emulators import entra
-from gateway.cli import _app
+from gateway.cli import app
 from schemas.config import parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,14 +92,14 @@ def test_every_command_that_a_page_names_exists() -> None:
         words = command.split()[1:]
         if not words or words[0].startswith("-"):
             continue
-        app = _app
+        group = app
         for word in words:
-            if word not in app:
+            if word not in group:
                 break
-            app = app[word]
-        assert app.default_command is not None, f"{page}: {command}"
+            group = group[word]
+        assert group.default_command is not None, f"{page}: {command}"
         options = {option for word in words if (option := word.partition("=")[0]).startswith("--")}
-        known = {name for argument in app.assemble_argument_collection() for name in argument.names}
+        known = {name for argument in group.assemble_argument_collection() for name in argument.names}
         assert options <= known, f"{page}: {command} has no {options - known}"
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from gateway import terminal
 from gateway.access import write_access_file
-from gateway.cli import FINE, NOT_FINE, REFUSED, UNREACHABLE, WRONG_USE
+from gateway.cli_client import FINE, NOT_FINE, REFUSED, UNREACHABLE, WRONG_USE
 from schemas.states import Result, State
 from tests.conftest import NatsServer, free_port
 from tests.gateway.operated import (
@@ -106,7 +106,7 @@ async def test_a_filter_by_a_target_that_never_was_is_a_mistake_and_not_an_empty
     ):
         ended = await here.typed(*command)
         assert ended.code == WRONG_USE, command
-        assert "There is no target 'alhpa'; configured: alpha, beta." in ended.err
+        assert "There is no target 'alhpa'; did you mean alpha? Configured: alpha, beta." in ended.err
 
 
 @pytest.mark.parametrize("circuit", ["closed", "down", "auth"])

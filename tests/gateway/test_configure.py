@@ -21,7 +21,7 @@ import pytest_asyncio
 from connectors.babelforce import configuration_document
 from deploy.emulators.babelforce import BabelforceEmulator
 from deploy.emulators.harness import running
-from gateway.cli import FINE, NOT_FINE, WRONG_USE
+from gateway.cli_client import FINE, NOT_FINE, WRONG_USE
 from schemas.config import TargetSettings
 from schemas.configured import Configured
 from tests.gateway.operated import ALPHA, BETA, COLUMNS, Ended, Operated, operated

@@ -21,7 +21,7 @@ from deploy.emulators.bobs_business import BobsBusinessEmulator
 from deploy.emulators.harness import Emulator, running
 from deploy.emulators.talkdesk import TalkdeskEmulator
 from gateway.checks import run_checks
-from gateway.cli import FINE, NOT_FINE, UNREACHABLE, WRONG_USE
+from gateway.cli_client import FINE, NOT_FINE, UNREACHABLE, WRONG_USE
 from gateway.ledger import Ledger
 from gateway.lifecycle import Row
 from gateway.patch import MemberChange

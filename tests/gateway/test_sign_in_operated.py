@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.checks import run_checks
-from gateway.cli import FINE, WRONG_USE
+from gateway.cli_client import FINE, WRONG_USE
 from gateway.keys import DAY_S, KeyRecord, Kind, expiry_warnings
 from gateway.refusals import CAUSES_MAX, KEPT_PER_CAUSE_MAX, Check, RefusedSignIns, shown
 from gateway.store import Store
