@@ -88,7 +88,10 @@ def run_checks(path: Path) -> list[Finding]:
 def _of_problem(source: str, problem: str) -> Finding:
     where, colon, message = problem.partition(": ")
     is_place = colon and not where.startswith(("cannot be ", "is not "))  # those are about the file itself
-    return Finding("error", where, message) if is_place else Finding("error", source, problem)
+    if is_place:
+        return Finding("error", where, message)
+    remedy = "Name the configuration file with --config." if problem.startswith("cannot be read") else ""
+    return Finding("error", source, problem, remedy)
 
 
 def revealed(secret: Secret, base: Path) -> str:

@@ -133,5 +133,4 @@ async def _record(services: Services, name: str, reason: str, said: Configured |
 
 def _known(services: Services, name: str) -> None:
     if name not in services.targets():
-        names = ", ".join(sorted(services.targets())) or "none"
-        raise OperatorError(404, f"There is no target {explain.sentence_of(name)!r}; configured: {names}.")
+        raise OperatorError(404, explain.no_target(name, services.targets()))

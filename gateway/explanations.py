@@ -6,6 +6,7 @@ Values of people are masked here too, and only here.
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -441,6 +442,14 @@ def sentence_of(text: str) -> str:
 
 
 MESSAGE_CHARS_MAX = 600
+
+
+def no_target(name: str, configured: Iterable[str]) -> str:
+    """What to tell whoever named a target that is not in the configuration, the nearest one first."""
+    names = sorted(configured)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? Configured" if near else "configured"
+    return f"There is no target {sentence_of(name)!r}; {hint}: {', '.join(names) or 'none'}."
 
 
 # ---- one resource

@@ -369,7 +369,8 @@ class Keys:
 
         if not await self._store.run(job):
             raise KeyProblem(
-                f"{target} has {LIVE_MAX} live {words.plural}. Revoke the one that is no longer used in Entra first."
+                f"{target} has {LIVE_MAX} live {words.plural}. Revoke the one that is no longer used in Entra first: "
+                f"provgate {kind} list {target}, then provgate {kind} revoke ID."
             )
         self._forget(target)
         return NewKey(text, row)

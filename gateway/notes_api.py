@@ -13,7 +13,7 @@ from litestar import Router, get, post
 from litestar.params import FromPath, FromQuery, RawBody
 from msgspec import Struct
 
-from gateway.explanations import mask_identity, mask_message, sentence_of
+from gateway.explanations import mask_identity, mask_message, no_target, sentence_of
 from gateway.ledger import Ledger
 from gateway.lifecycle import Row
 from gateway.operators import ACTOR, PREFIX, UNREASONED_MAX, MoveOrder, OperatorError, Services
@@ -75,8 +75,7 @@ def notes_router(services: Services) -> Router:
 
     def known(name: str) -> str:
         if name not in services.targets():
-            names = ", ".join(sorted(services.targets())) or "none"
-            raise OperatorError(404, f"There is no target {sentence_of(name)!r}; configured: {names}.")
+            raise OperatorError(404, no_target(name, services.targets()))
         return name
 
     async def kinds_of(name: str) -> tuple[NoteKind, ...]:

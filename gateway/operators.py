@@ -325,8 +325,7 @@ async def show_target(services: Given, name: FromPath[str]) -> views.OneTargetVi
 
 def _known(services: Services, name: str) -> str:
     if name not in services.targets():
-        names = ", ".join(sorted(services.targets())) or "none"
-        raise OperatorError(404, f"There is no target {explain.sentence_of(name)!r}; configured: {names}.")
+        raise OperatorError(404, explain.no_target(name, services.targets()))
     return name
 
 
@@ -723,7 +722,7 @@ async def _move(services: Services, ids: Sequence[str], reason: str, job: Callab
 def _in_state(ledger: Ledger, resource: str, *states: State) -> Row:
     row = ledger.row(resource)
     if row is None:
-        raise _NotMoved("there is no such resource")
+        raise _NotMoved("there is no such resource; all of a target: --target NAME")
     if row.state not in states:
         wanted = " or ".join(state.value for state in states)
         raise _NotMoved(f"it is {row.state.value}, not {wanted}")

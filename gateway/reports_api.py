@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 
 from gateway import entra_export
 from gateway.comparison import MATCH_CLASSES, ComparisonFailed, Progress, Wish
-from gateway.explanations import sentence_of
+from gateway.explanations import no_target
 from gateway.operators import ACTOR, OperatorError, Services
 from gateway.reconcile import Match, Reconciler, masked
 from gateway.reports_store import FINDINGS_LISTED_MAX, Report, kept_findings, last_report, runs
@@ -106,8 +106,7 @@ def reports_router(services: Services, reconciler: Reconciler) -> Router:
 
     def known(name: str) -> str:
         if name not in services.targets():
-            names = ", ".join(sorted(services.targets())) or "none"
-            raise OperatorError(404, f"There is no target {sentence_of(name)!r}; configured: {names}.")
+            raise OperatorError(404, no_target(name, services.targets()))
         return name
 
     def comparable(name: str) -> str:

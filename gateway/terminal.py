@@ -210,6 +210,8 @@ def _circuit(target: Mapping[str, Any], now: float) -> Text:
 def _last(outcome: Mapping[str, Any] | None, now: float) -> Text:
     if outcome is None:
         return Text("-", style="bright_black")
+    if outcome["result"] == "applied":  # one line a target while all is well
+        return Text(ago(outcome["at"], now), style="green")
     return Text.assemble(
         plain(outcome["result"], _RESULTS.get(outcome["result"], "")), "\n", (ago(outcome["at"], now), "bright_black")
     )

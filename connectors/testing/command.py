@@ -9,6 +9,7 @@ import importlib.util
 import io
 import json
 import keyword
+import os
 import re
 import signal
 import sys
@@ -469,7 +470,7 @@ class Test{cls}({trial}):
 
 def _console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else WIDTH_WITHOUT_TERMINAL
+    width = None if stream.isatty() or "COLUMNS" in os.environ else WIDTH_WITHOUT_TERMINAL
     return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
 
 

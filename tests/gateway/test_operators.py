@@ -298,7 +298,7 @@ async def test_one_that_cannot_be_redriven_does_not_stop_the_others(here: Operat
     assert moved["done"] == [dead]
     assert moved["skipped"] == [
         {"id": fine, "why": "it is applied, not dead"},
-        {"id": "nobody", "why": "there is no such resource"},
+        {"id": "nobody", "why": "there is no such resource; all of a target: --target NAME"},
     ]
 
 
