@@ -29,7 +29,9 @@ def dead_list(
 
 
 @dead_commands.command(name="show", help_epilogue="Example:\n  provgate dead show 2819c223-7f76-453a-919d-413861904646")
-def dead_show(id_: Annotated[str, Parameter(help="Id of the resource.")], /, *, access: Access = HERE) -> int:
+def dead_show(
+    id_: Annotated[str, Parameter(name="ID", help="Id of the resource.")], /, *, access: Access = HERE
+) -> int:
     """One dead letter: both halves, every attempt, and why."""
     answer = Api(access).get(f"/resources/{segment(id_)}")
     show(access, answer, lambda terminal: terminal.resource(answer, answer["at"]))

@@ -40,7 +40,7 @@ def key_list(
 
 @key_commands.command(help_epilogue="Example:\n  provgate key revoke 4fGh2kQ9aB")
 def revoke(
-    id_: Annotated[str, Parameter(help="Id of the key, see: provgate key list")],
+    id_: Annotated[str, Parameter(name="ID", help="Id of the key, see: provgate key list")],
     /,
     *,
     reason: Annotated[str, Parameter(help="Why, for the record.")] = "",
@@ -81,7 +81,7 @@ def client_list(
 
 @client_commands.command(name="revoke", help_epilogue="Example:\n  provgate client revoke 4fGh2kQ9aB")
 def client_revoke(
-    id_: Annotated[str, Parameter(help="Id of the client secret, see: provgate client list")],
+    id_: Annotated[str, Parameter(name="ID", help="Id of the client secret, see: provgate client list")],
     /,
     *,
     reason: Annotated[str, Parameter(help="Why, for the record.")] = "",
@@ -108,7 +108,7 @@ def auth_list(
 
 @auth_commands.command(help_epilogue="Example:\n  provgate auth explain 5f0c6e1d9ab2c3d4")
 def explain(
-    id_: Annotated[str, Parameter(help="The id in the 401 that Entra shows.")], /, *, access: Access = HERE
+    id_: Annotated[str, Parameter(name="ID", help="The id in the 401 that Entra shows.")], /, *, access: Access = HERE
 ) -> int:
     """Why a sign-in was refused: every check with what was expected and what came."""
     answer = Api(access).get(f"/auth/refusals/{segment(id_)}")
