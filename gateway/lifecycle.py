@@ -129,6 +129,8 @@ class Row(Struct, kw_only=True):
     attempt: int = 0
     poisoned: int = 0
     first_failed_at: float | None = None
+    awaited_since: float | None = None
+    """When the wait for `blocked_on` began, if it has a bound (`gateway/waits.py`)."""
     next_at: float = 0.0
     unfinished: bool = False
     """What is settled is not all of it: members the last event did not carry, or a manager who had no account yet."""
@@ -1121,7 +1123,11 @@ def _rejected(row: Row, outcome: Outcome, now: float) -> list[Effect]:
 def _blocked(row: Row, outcome: Outcome, now: float, others: Others) -> list[Effect]:
     """Waits for a named thing. When the account exists already (licence, approval), it is linked and its name is ours."""
     effects: list[Effect] = []
+    came_meanwhile = (
+        row.generation > outcome.generation and row.blocked_on is None
+    )  # else it is a detour of a ring of names
     row.ambiguous |= outcome.ambiguous
+    row.first_failed_at = None  # the product answered
     row.observed_active = outcome.observed_active
     if outcome.account_id:
         owner = others.owner(row, outcome.account_id)
@@ -1131,9 +1137,12 @@ def _blocked(row: Row, outcome: Outcome, now: float, others: Others) -> list[Eff
         _link(row, outcome.account_id, created=outcome.created or None)
         row.settled_identities = outcome.identities
         row.ambiguous = False
+    elif not (row.ambiguous or row.dirty or row.looked or outcome.looked):
+        _release(row, row.doubts.possible)  # nothing was written, so whoever has this name at the product is not ours
+        row.doubts.written.clear()
     wait_s = outcome.retry_after_s
     _block(row, outcome.blocked_on or "something the product did not name", now, outcome.reason, wait_s=wait_s)
-    if row.generation > outcome.generation and not row.ambiguous:  # T6: nothing is known of the newer wish
+    if came_meanwhile and not row.ambiguous:  # T6: nothing is known of the newer wish
         row.attempt, row.next_at = 0, now
     return effects
 

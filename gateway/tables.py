@@ -19,7 +19,7 @@ from gateway.visibility import is_visible
 from schemas.events import Reason
 from schemas.states import Change, State
 
-SCHEMA = "0009"
+SCHEMA = "0010"
 """The newest migration; older stores are brought up to it at start, newer ones are refused."""
 
 _Sequence = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
@@ -120,6 +120,7 @@ class Resource(_Table, table=True):
     attempt: int
     poisoned: int
     first_failed_at: float | None
+    awaited_since: float | None
     next_at: float
     unfinished: bool
     # derived

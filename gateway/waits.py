@@ -70,10 +70,10 @@ def _named(row: Row, outcome: Outcome) -> Outcome:
 
 
 def _bounded(row: Row, outcome: Outcome, wait_max_s: float, now: float) -> Outcome:
-    if row.blocked_on != outcome.blocked_on or row.first_failed_at is None:
-        row.first_failed_at = now
+    if row.blocked_on != outcome.blocked_on or row.awaited_since is None:
+        row.awaited_since = now
         return outcome
-    if now - row.first_failed_at < wait_max_s:
+    if now - row.awaited_since < wait_max_s:
         return outcome
     last = f" {outcome.reason.message}." if outcome.reason is not None else ""
     message = (

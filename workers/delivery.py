@@ -394,7 +394,10 @@ def _judge(exc: ConnectorError, report: Report) -> None:
             report.blocked_on = exc.on
             report.retry_after_s = exc.retry_after_s
             report.wait_max_s = exc.wait_max_s
-            report.account_id = exc.account_id or report.account_id
+            if (
+                exc.account_id or not report.wrote
+            ):  # before any write nothing has become certain, least of all a new name
+                report.account_id = exc.account_id
             report.created = exc.account_id is not None and report.created
             report.observed_active = exc.observed_active
         case Gone():

@@ -217,6 +217,7 @@ EVERYTHING = Row(
     attempt=2,
     poisoned=1,
     first_failed_at=6.5,
+    awaited_since=7.25,
     next_at=7.5,
     unfinished=True,
 )

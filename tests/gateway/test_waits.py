@@ -146,3 +146,61 @@ async def test_T6_a_newer_wish_does_not_wait_for_what_the_older_one_waits_for(en
 
     assert engine.event("r1").generation == 2
     assert engine.row("r1").account_id == "a-1"
+
+
+async def test_an_outage_during_a_long_wait_neither_ends_the_wait_nor_begins_it_anew(engine: Engine) -> None:
+    """Reliability section 6, transient: 72 h without an answer, not 72 h since a licence was first missing."""
+    await engine.post("ada")
+    await engine.idle()
+    asked = {"blocked_on": "licence", "account_id": "a-1", "wait_max_s": 30 * DAY_S}
+    await engine.report("r1", Result.BLOCKED, **asked)
+    await engine.sweep(10 * DAY_S)
+    await engine.report("r1", Result.RETRY, reason=Reason(code="unavailable", message="down"))
+    assert engine.row("r1").state is State.RETRYING
+
+    await engine.sweep(10 * DAY_S)
+    await engine.report("r1", Result.BLOCKED, **asked)
+    assert engine.row("r1").state is State.BLOCKED
+    await engine.sweep(10 * DAY_S)
+    await engine.report("r1", Result.BLOCKED, **asked)
+    assert engine.row("r1").state is State.DEAD
+
+
+async def test_T9_whoever_has_the_name_of_a_user_that_was_never_written_is_not_deleted_with_it(engine: Engine) -> None:
+    """T9: an unknown role stopped the create before anything was looked up; the product may have somebody of that name."""
+    await engine.post("ada")
+    await engine.idle()
+    await engine.report("r1", Result.REJECTED, reason=NO_ROLE)
+    await engine.delete("r1")
+    await engine.idle()
+    assert (engine.row("r1").state, engine.row("r1").body) == (State.GONE, None)
+
+    await engine.post("bob")
+    await engine.idle()
+    await engine.report("r2", Result.RETRY, ambiguous=True)
+    await engine.sweep(60.0)
+    await engine.report("r2", Result.REJECTED, reason=NO_ROLE, looked=True)
+    await engine.delete("r2")
+    await engine.sweep(60.0)
+    assert engine.event("r2").lookup == ("userName:bob",), "what an earlier delivery may have made is looked for"
+
+
+async def test_T10_a_detour_that_waits_for_something_is_not_sent_again_and_again(engine: Engine) -> None:
+    """T6 is about a wish that came meanwhile; the one a detour prepares for still waits for the names of its ring."""
+    ann, bob = await engine.applied("ann"), await engine.applied("bob")
+    engine.save_target(paused_by="ops")
+    await engine.patch(ann.id, userName="between")
+    await engine.patch(bob.id, userName="ann")
+    await engine.patch(ann.id, userName="bob")
+    engine.save_target(paused_by=None)
+    await engine.sweep(1.0)
+    assert engine.event(ann.id).identities == ("userName:between",)
+
+    waits = []
+    for _ in range(3):
+        await engine.report(ann.id, Result.BLOCKED, blocked_on="the product's names")
+        row = engine.row(ann.id)
+        assert row.state is State.BLOCKED
+        waits.append(row.next_at - engine.clock.time)
+        await engine.sweep(waits[-1])
+    assert min(waits) >= 1.0

@@ -493,6 +493,16 @@ async def test_what_a_product_says_decides_what_happens_next(
     assert (outcome.reason.message, outcome.reason.code) == (error.message, error.code)
 
 
+async def test_what_is_awaited_before_any_write_makes_no_name_certain(product: Product) -> None:
+    """R2: the product knows the account by its old name as long as nothing was sent; with an account id the gateway would not."""
+    product.accounts["a1"] = {"name": "ada"}
+    product.fails["normalize"] = Blocked("a name could not be looked up", on="the product's names")
+
+    outcome = await told(product, document={"userName": "bob"}, account_id="a1")
+
+    assert (outcome.result, outcome.account_id, outcome.ambiguous) == (Result.BLOCKED, None, False)
+
+
 async def test_a_failure_after_a_write_that_succeeded_is_ambiguous(product: Product) -> None:
     """The product has changed, so the next delivery looks first, whatever the failure was."""
     product.late["create"] = Rejected("the second half was refused")
