@@ -21,6 +21,7 @@ from schemas.config import TargetSettings
 from schemas.events import Outcome, decode_event
 from schemas.specs import Spec
 from schemas.states import State
+from tests.connectors.alone import StaysOurs
 from tests.gateway.bench import TARGET
 from tests.gateway.engine import SETTINGS, Desk, Engine
 from tests.simulation.books import MemoryBooks
@@ -34,13 +35,6 @@ ROUNDS_MAX = 20
 
 async def _no_limit(limit: CallLimit) -> None:
     pass
-
-
-class Owned:
-    """A delivery that stays ours."""
-
-    def check(self) -> None:
-        """Nothing to object."""
 
 
 class Asking(Desk):
@@ -114,7 +108,7 @@ class Chain:
             delivery=delivery,
             connector=self.served.connector,
             directory=self.served.directory,
-            owned=Owned(),
+            owned=StaysOurs(),
             new_id=lambda: f"o{len(self.outcomes)}",
             clock=self.engine.clock.now,
         )

@@ -31,6 +31,7 @@ from gateway.store import Store
 from schemas.config import BrakeSettings, TargetSettings
 from schemas.events import Outcome, ProvisioningEvent, decode_event
 from schemas.states import Circuit, Result, State
+from tests.connectors.alone import StaysOurs
 from workers import control
 from workers.delivery import deliver
 from workers.limits import NameCache
@@ -39,11 +40,6 @@ TARGET = "it"
 NOON = 1_767_225_600.0
 ROUNDS_MAX = 40
 RESTING = (State.APPLIED, State.GONE, State.DEAD, State.REJECTED, State.HELD)
-
-
-class _Owned:
-    def check(self) -> None:
-        """A delivery that stays ours."""
 
 
 class Driven:
@@ -192,7 +188,7 @@ class Driven:
             delivery=number,
             connector=self.connector,
             directory=NameCache(None),
-            owned=_Owned(),
+            owned=StaysOurs(),
             new_id=lambda: uuid.uuid4().hex,
             clock=self.now,
             ctx=Delivery(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ from deploy.emulators.babelforce import BabelforceEmulator
 from deploy.emulators.harness import running
 from schemas.config import Secret
 from schemas.errors import (
-    Blocked,
     Conflict,
     Gone,
     Misconfigured,
@@ -45,6 +44,7 @@ from schemas.errors import (
     Unavailable,
 )
 from schemas.resources import User
+from tests.connectors.alone import Known, built, correctly_used, refusal, secret_file
 
 
 def objects(*names: str) -> list[dict[str, Any]]:
@@ -210,23 +210,6 @@ def test_a_role_difference_applied_twice_changes_nothing(current: list[str], des
 # The connector --------------------------------------------------------------------------------------------------------
 
 
-class Names:
-    """A worker's directory that knows nothing."""
-
-    def names(self, kind: str) -> Sequence[Mapping[str, Any] | str]:
-        return ()
-
-    async def refresh(self) -> bool:
-        return False
-
-
-class Owned:
-    """A delivery that stays ours."""
-
-    def check(self) -> None:
-        """Nothing to object."""
-
-
 def a_user(*roles: str, **document: Any) -> User:
     """A user as the vendor's guide maps it."""
     return User.from_document(
@@ -247,25 +230,20 @@ def offline(**options: Any) -> Babelforce:
 
 
 def wish(*roles: str, **document: Any) -> Account:
-    return offline().normalize(a_user(*roles, **document), Names())
+    return offline().normalize(a_user(*roles, **document), Known())
 
 
 @pytest.fixture
 def token(tmp_path: Path) -> Path:
     """The credential of the target."""
-    file = tmp_path / "token"
-    file.write_text("demo-token-babelforce")
-    file.chmod(0o600)
-    return file
+    return secret_file(tmp_path / "token", "demo-token-babelforce")
 
 
 @pytest.fixture
 async def emulator() -> AsyncIterator[tuple[BabelforceEmulator, str]]:
     """A running babelforce without its rate limit."""
-    emulator = BabelforceEmulator(rate_per_s=0)
-    async with running(emulator) as url:
-        yield emulator, url
-    assert not emulator.violations, list(emulator.violations)
+    async with correctly_used(BabelforceEmulator(rate_per_s=0)) as used:
+        yield used
 
 
 @contextlib.asynccontextmanager
@@ -278,24 +256,8 @@ async def connected(url: str, token: Path, *, paced: bool = False, **options: An
         "integration_user": "scim@example.com",
         **options,
     }
-    problems: list[str] = []
-    decoded = registry.decode_settings("babelforce", table, "targets.b.settings", problems)
-    assert not problems, problems
-    connector, http = registry.build("babelforce", decoded, paced=paced)
-    assert isinstance(connector, Babelforce)
-    assert http is not None
-    try:
+    async with built("babelforce", table, paced=paced) as connector:
         yield connector
-    finally:
-        await connector.close()
-        await http.close()
-
-
-async def refusal(awaitable: Any) -> Any:
-    """The connector error of a step that must fail."""
-    with pytest.raises((Rejected, Gone, Blocked, Misconfigured, RateLimited, Unavailable)) as caught:
-        await awaitable
-    return caught.value
 
 
 def users(emulator: BabelforceEmulator) -> list[dict[str, Any]]:
@@ -665,7 +627,7 @@ async def test_the_integration_user_is_never_touched(either: Any, token: Path) -
     own = next(user for user in product.state()["users"].values() if user["email"] == "scim@example.com")
     async with connected(url, token, target=target, rename="recreate") as connector:
         with pytest.raises(NormalizationError) as refused:
-            connector.normalize(a_user(userName="SCIM@example.com"), Names())
+            connector.normalize(a_user(userName="SCIM@example.com"), Known())
         assert (refused.value.code, refused.value.attribute) == ("integration_user", "userName")
         (found,) = await connector.find(None, ("userName:scim@example.com",), Delivery())
         assert "never changed" in found.conflict
@@ -696,7 +658,7 @@ def test_one_bad_role_refuses_the_whole_user_unless_unknown_ones_are_ignored() -
     with pytest.raises(NormalizationError) as refused:
         wish("agent", "superuser")
     assert refused.value.names == ("superuser",)
-    account = offline(unknown_roles="ignore").normalize(a_user("agent", "superuser"), Names())
+    account = offline(unknown_roles="ignore").normalize(a_user("agent", "superuser"), Known())
     assert account.roles == ("agent",)
 
 

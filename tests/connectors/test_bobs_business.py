@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,11 +35,10 @@ from schemas.errors import (
     Rejected,
     Unavailable,
 )
-from schemas.events import Outcome, ProvisioningEvent
 from schemas.resources import Group, User
-from schemas.states import Change, Circuit, Result, State
+from schemas.states import Circuit, Result, State
+from tests.connectors.alone import Known, Repeating, built, correctly_used, refusal, secret_file, users
 from tests.connectors.driven import TARGET, Driven, add, driven, remove
-from workers.delivery import deliver
 
 ANNA = "8f1c0000-0000-0000-0000-000000000001"
 OTHER = "8f1c0000-0000-0000-0000-000000000002"
@@ -217,23 +215,6 @@ def test_a_platform_forgets_and_replaces_accounts() -> None:
 # The connector --------------------------------------------------------------------------------------------------------
 
 
-class Names:
-    """A worker's directory that knows nothing."""
-
-    def names(self, kind: str) -> Sequence[Mapping[str, Any] | str]:
-        return ()
-
-    async def refresh(self) -> bool:
-        return False
-
-
-class Owned:
-    """A delivery that stays ours."""
-
-    def check(self) -> None:
-        """Nothing to object."""
-
-
 def a_document(**document: Any) -> dict[str, Any]:
     return {
         "userName": "Anna@acme.example",
@@ -258,25 +239,20 @@ def offline(**options: Any) -> BobsBusiness:
 
 
 def wish(connector: BobsBusiness | None = None, **document: Any) -> Account:
-    return (connector or offline()).normalize(a_user(**document), Names())
+    return (connector or offline()).normalize(a_user(**document), Known())
 
 
 @pytest.fixture
 def api_key(tmp_path: Path) -> Path:
     """The credential of the target."""
-    file = tmp_path / "api-key"
-    file.write_text("demo-token-bobs_business")
-    file.chmod(0o600)
-    return file
+    return secret_file(tmp_path / "api-key", "demo-token-bobs_business")
 
 
 @pytest.fixture
 async def emulator() -> AsyncIterator[tuple[BobsBusinessEmulator, str]]:
     """A running platform without its rate limit; making the second account of a person is a violation."""
-    emulator = BobsBusinessEmulator(rate_per_s=0)
-    async with running(emulator) as url:
-        yield emulator, url
-    assert not emulator.violations, list(emulator.violations)
+    async with correctly_used(BobsBusinessEmulator(rate_per_s=0)) as used:
+        yield used
 
 
 @contextlib.asynccontextmanager
@@ -288,92 +264,12 @@ async def connected(url: str, api_key: Path, *, paced: bool = False, **options: 
         "api_key": {"file": str(api_key)},
         **options,
     }
-    problems: list[str] = []
-    decoded = registry.decode_settings("bobs_business", table, "targets.l.settings", problems)
-    assert not problems, problems
-    connector, http = registry.build("bobs_business", decoded, paced=paced)
-    assert isinstance(connector, BobsBusiness)
-    assert http is not None
-    try:
+    async with built("bobs_business", table, paced=paced) as connector:
         yield connector
-    finally:
-        await connector.close()
-        await http.close()
-
-
-async def refusal(awaitable: Any) -> Any:
-    """The connector error of a step that must fail."""
-    with pytest.raises((Rejected, Gone, Blocked, Misconfigured, RateLimited, Unavailable)) as caught:
-        await awaitable
-    return caught.value
-
-
-def users(emulator: BobsBusinessEmulator) -> list[dict[str, Any]]:
-    return list(emulator.state()["users"].values())
 
 
 def effects(emulator: BobsBusinessEmulator, op: str) -> int:
     return len(emulator.journal.effects(op=op))
-
-
-class Gateway:
-    """As much of the gateway as one resource needs: it links what was found and sends again (delivery rule R4)."""
-
-    def __init__(self, connector: BobsBusiness) -> None:
-        self.connector = connector
-        self.account_id: str | None = None
-        self.created_by_us: bool | None = None
-        self.ambiguous = False
-        self.sent = 0
-        self.notes: set[str] = set()
-
-    async def send(self, document: dict[str, Any]) -> Outcome:
-        """One delivery."""
-        self.sent += 1
-        outcome = await deliver(
-            ProvisioningEvent(
-                id="01J0000000000000000000000A",
-                target="l",
-                connector="bobs_business",
-                kind="user",
-                resource="r1",
-                generation=1,
-                fence=self.sent,
-                change=Change.UPDATE,
-                document=msgspec.Raw(msgspec.json.encode(document)),
-                account_id=self.account_id,
-                created_by_us=self.created_by_us,
-                notes=tuple(sorted(self.notes)),
-                look=self.ambiguous,
-                identities=(f"userName:{document['userName'].casefold()}", f"externalId:{document['externalId']}"),
-            ),
-            delivery=1,
-            connector=self.connector,
-            directory=Names(),
-            owned=Owned(),
-            new_id=lambda: "x",
-            clock=lambda: 0.0,
-        )
-        assert outcome is not None
-        for one in outcome.notes:
-            (self.notes.add if one.holds else self.notes.discard)(one.code)
-        doubt = self.ambiguous or outcome.ambiguous or outcome.result is Result.FOUND
-        self.ambiguous = doubt and outcome.result is not Result.APPLIED  # R9: cleared by a settle only
-        self.account_id = outcome.account_id or self.account_id
-        if outcome.created:
-            self.created_by_us = True
-        if outcome.result is Result.FOUND:
-            self.account_id = outcome.sightings[0].account_id
-            self.created_by_us = None if outcome.looked else False
-        return outcome
-
-    async def settle(self, document: dict[str, Any]) -> Outcome:
-        """Deliveries until one is applied or refused, at most five."""
-        for _ in range(5):
-            outcome = await self.send(document)
-            if outcome.result in (Result.APPLIED, Result.REJECTED, Result.BLOCKED):
-                break
-        return outcome
 
 
 async def test_a_user_is_created_with_the_principal_name_as_address(emulator: Any, api_key: Path) -> None:
@@ -421,7 +317,7 @@ async def test_an_account_in_any_letter_case_is_adopted_and_never_doubled(
     product, url = emulator
     product.seed({"users": [{"userName": "someone@acme.example"}, {"userName": spelled}]})
     async with connected(url, api_key) as connector:
-        outcome = await Gateway(connector).settle(a_document())
+        outcome = await Repeating(connector, "userName", "externalId").settle(a_document())
     assert outcome.result is Result.APPLIED
     held = {user["userName"]: user for user in users(product)}
     assert set(held) == {"someone@acme.example", spelled}
@@ -433,7 +329,7 @@ async def test_what_was_found_is_only_read_until_it_is_linked(emulator: Any, api
     product, url = emulator
     product.seed({"users": [{"userName": "ANNA@acme.example"}]})
     async with connected(url, api_key) as connector:
-        outcome = await Gateway(connector).send(a_document())
+        outcome = await Repeating(connector, "userName", "externalId").send(a_document())
     assert outcome.result is Result.FOUND
     assert outcome.sightings[0].account_id == users(product)[0]["id"]
     assert {call["method"] for call in product.recorded()} == {"GET"}
@@ -458,7 +354,7 @@ async def test_an_account_under_the_other_address_is_a_conflict_with_a_remedy(em
     product, url = emulator
     ids = product.seed({"users": [SEEDED]})["ids"]
     async with connected(url, api_key) as connector:
-        outcome = await Gateway(connector).settle(a_document(**AS_CAROL))
+        outcome = await Repeating(connector, "userName", "externalId").settle(a_document(**AS_CAROL))
     assert outcome.result is Result.REJECTED
     assert outcome.reason is not None
     assert (outcome.reason.code, outcome.reason.names) == ("exists_under_other_address", tuple(ids))
@@ -473,7 +369,7 @@ async def test_the_other_address_can_be_taken_over(emulator: Any, api_key: Path)
     product, url = emulator
     product.seed({"users": [SEEDED]})
     async with connected(url, api_key, match_alternate="adopt") as connector:
-        outcome = await Gateway(connector).settle(a_document(**AS_CAROL))
+        outcome = await Repeating(connector, "userName", "externalId").settle(a_document(**AS_CAROL))
     assert outcome.result is Result.APPLIED
     (held,) = users(product)
     assert (held["userName"], held["email"]) == ("cwhite@acme.example", "cwhite@acme.example")
@@ -506,7 +402,7 @@ async def test_a_namesake_in_another_domain_is_a_warning_only(emulator: Any, api
     product, url = emulator
     product.seed({"users": [{"userName": "anna@acme.onmicrosoft.example"}]})
     async with connected(url, api_key) as connector:
-        outcome = await Gateway(connector).settle(a_document())
+        outcome = await Repeating(connector, "userName", "externalId").settle(a_document())
     assert outcome.result is Result.APPLIED
     assert any(warning.startswith("possible_duplicate") for warning in outcome.warnings)
     assert len(users(product)) == 2
@@ -517,7 +413,7 @@ async def test_alias_domains_are_one_person(emulator: Any, api_key: Path) -> Non
     product, url = emulator
     product.seed({"users": [{"userName": "anna@acme.onmicrosoft.example"}]})
     async with connected(url, api_key, domain_aliases={"Acme.onmicrosoft.example": "acme.example"}) as connector:
-        outcome = await Gateway(connector).settle(a_document())
+        outcome = await Repeating(connector, "userName", "externalId").settle(a_document())
         assert wish(connector, userName="x@acme.onmicrosoft.example").email == "x@acme.example"
     assert outcome.result is Result.APPLIED
     assert len(users(product)) == 1
@@ -528,7 +424,7 @@ async def test_an_account_of_ours_is_found_under_a_new_address(emulator: Any, ap
     product, url = emulator
     product.seed({"users": [{"userName": "anna.old@acme.example", "externalId": ANNA}]})
     async with connected(url, api_key) as connector:
-        outcome = await Gateway(connector).settle(a_document())
+        outcome = await Repeating(connector, "userName", "externalId").settle(a_document())
     assert outcome.result is Result.APPLIED
     assert [user["userName"] for user in users(product)] == ["anna@acme.example"]
 
@@ -574,7 +470,7 @@ async def test_an_update_writes_differences_in_one_call_and_repeats_nothing(emul
     async with connected(url, api_key) as connector:
         document = a_document(name={"givenName": None, "familyName": "Jones"}, active=False)
         del document["displayName"]
-        account = connector.normalize(User.from_document(document), Names())
+        account = connector.normalize(User.from_document(document), Known())
         await connector.update(account_id, account, Delivery())
         await connector.update(account_id, account, Delivery())
     (held,) = users(product)
@@ -603,7 +499,7 @@ async def test_a_lost_create_answer_makes_no_second_account(emulator: Any, api_k
     product, url = emulator
     product.fault("drop_response", method="POST", path="/scim/v2/Users", times=1)
     async with connected(url, api_key) as connector:
-        outcome = await Gateway(connector).settle(a_document())
+        outcome = await Repeating(connector, "userName", "externalId").settle(a_document())
     assert outcome.result is Result.APPLIED
     assert len(users(product)) == 1
 
@@ -734,7 +630,7 @@ async def test_invitations_are_the_platforms_the_peoples_or_ours(
     """L5, 4.3: platform does nothing, manual tells who is not invited, on_create invites."""
     product, url = emulator
     async with connected(url, api_key, invite=invite) as connector:
-        outcome = await Gateway(connector).settle(a_document())
+        outcome = await Repeating(connector, "userName", "externalId").settle(a_document())
     assert invited(product) == sent
     assert [warning for warning in outcome.warnings if noted and warning.startswith(noted)] or not noted
 
@@ -743,7 +639,7 @@ async def test_a_user_is_invited_once_ever(emulator: Any, api_key: Path) -> None
     """4.3: updates, deactivation and activation send no second invitation; the platform keeps the record."""
     product, url = emulator
     async with connected(url, api_key, invite="on_create") as connector:
-        gateway = Gateway(connector)
+        gateway = Repeating(connector, "userName", "externalId")
         await gateway.settle(a_document())
         for active in (False, True, True):
             outcome = await gateway.settle(a_document(active=active))
@@ -756,7 +652,7 @@ async def test_who_becomes_active_later_is_invited_then(emulator: Any, api_key: 
     """4.3: never for inactive users; a re-activated user is invited if never invited before."""
     product, url = emulator
     async with connected(url, api_key, invite="on_create") as connector:
-        gateway = Gateway(connector)
+        gateway = Repeating(connector, "userName", "externalId")
         await gateway.settle(a_document(active=False))
         assert invited(product) == 0
         await gateway.settle(a_document(active=True))
@@ -770,7 +666,7 @@ async def test_an_adopted_user_is_not_invited(emulator: Any, api_key: Path, acti
     product.seed({"users": [{"userName": "anna@acme.example", "active": active}]})
     product.fault("drop_response", method="PATCH", times=1)
     async with connected(url, api_key, invite="on_create") as connector:
-        gateway = Gateway(connector)
+        gateway = Repeating(connector, "userName", "externalId")
         assert (await gateway.settle(a_document())).result is Result.APPLIED
         await gateway.settle(a_document(displayName="Changed"))
     assert invited(product) == 0
@@ -783,7 +679,7 @@ async def test_an_adopted_user_is_not_invited_by_a_worker_that_knows_nothing_of_
     product, url = emulator
     product.seed({"users": [{"userName": "anna@acme.example"}]})
     async with connected(url, api_key, invite="on_create") as connector:
-        gateway = Gateway(connector)
+        gateway = Repeating(connector, "userName", "externalId")
         assert (await gateway.settle(a_document())).result is Result.APPLIED
     async with connected(url, api_key, invite="on_create") as connector:
         gateway.connector = connector
@@ -798,13 +694,13 @@ async def test_a_user_of_ours_is_invited_even_without_the_mark_of_ours(emulator:
     """4.3: made by us while inactive, so never invited; another worker activates the account, without an externalId."""
     product, url = emulator
     async with connected(url, api_key, invite="on_create") as connector:
-        gateway = Gateway(connector)
+        gateway = Repeating(connector, "userName", "externalId")
         await gateway.settle(a_document(active=False))
         assert (gateway.created_by_us, invited(product)) == (True, 0)
     async with connected(url, api_key, invite="on_create") as connector:
         ctx = Delivery(created_by_us=True)
         assert gateway.account_id is not None
-        unmarked = connector.normalize(User.from_document(a_document(externalId=None, active=True)), Names())
+        unmarked = connector.normalize(User.from_document(a_document(externalId=None, active=True)), Known())
         await connector.update(gateway.account_id, unmarked, ctx)
     assert invited(product) == 1
 
@@ -827,7 +723,7 @@ async def test_a_lost_answer_loses_no_invitation_and_sends_no_second(
     options = dict(fault)
     product.fault(options.pop("kind"), times=3, **options)
     async with connected(url, api_key, invite="on_create") as connector:
-        outcome = await Gateway(connector).settle(a_document())
+        outcome = await Repeating(connector, "userName", "externalId").settle(a_document())
     assert outcome.result is Result.APPLIED
     assert invited(product) == 1
     assert len(users(product)) == 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import tomllib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from deploy.emulators.harness import running
 from deploy.emulators.rest_service import RestServiceEmulator
 from schemas.errors import Blocked, ConnectorError, Gone, Misconfigured, RateLimited, Rejected, Unavailable
 from schemas.resources import Group, User
+from tests.connectors.alone import Known, secret_file
 
 TOKEN = "demo-token-rest_service"
 COMMON = """
@@ -227,13 +228,6 @@ delete = { path = "/groups/{id}" }
 """
 
 
-class Names:
-    """A worker's directory that knows nothing."""
-
-    def names(self, kind: str) -> Sequence[Mapping[str, Any] | str]:
-        return ()
-
-
 def merged(one: dict[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """Tables of two texts as one; the later text wins, a call or a binding as a whole."""
     for name, value in other.items():
@@ -252,10 +246,7 @@ def with_secret(value: Any, url: str, file: str) -> Any:
 @pytest.fixture
 def token(tmp_path: Path) -> Path:
     """The credential of the target."""
-    file = tmp_path / "token"
-    file.write_text(TOKEN)
-    file.chmod(0o600)
-    return file
+    return secret_file(tmp_path / "token", TOKEN)
 
 
 @contextlib.asynccontextmanager
@@ -322,7 +313,7 @@ async def test_a_product_of_every_kind_is_declared_and_kept(token: Path, kind: s
         product.seed({"users": others})
         before = dict(product.state()["users"])
         ctx = Delivery()
-        wish = connector.normalize(a_user(), Names())
+        wish = connector.normalize(a_user(), Known())
         name = "userName:ada.o'neill@contoso.example"
         assert await connector.find(wish, [name], ctx) == []
         dry: Any = rehearsing_connector(type(connector), connector.settings, connector.http)
@@ -346,7 +337,7 @@ async def test_a_product_of_every_kind_is_declared_and_kept(token: Path, kind: s
             phoneNumbers=[{"type": "mobile", "value": "+44 2"}],
             roles=[{"value": "lead"}, {"value": "head"}],
         )
-        wish = connector.normalize(changed, Names())
+        wish = connector.normalize(changed, Known())
         with rehearsing(Rehearsal()) as rehearsal:
             await dry.update(account_id, wish, Delivery())
         assert rehearsal.calls
@@ -362,7 +353,7 @@ async def test_a_product_of_every_kind_is_declared_and_kept(token: Path, kind: s
             assert held["phones"] == [{"type": "home", "number": "7"}, {"type": "mobile", "number": "+44 2"}]
             assert held["note"] == "kept"
         for active, status in ((False, "disabled"), (True, "enabled")):
-            await connector.update(account_id, connector.normalize(a_user(active=active), Names()), Delivery())
+            await connector.update(account_id, connector.normalize(a_user(active=active), Known()), Delivery())
             assert product.state()["users"][held_id]["status"] == status
         findings = await connector.check()
         assert [one for one in findings if one.level != "ok"] == []
@@ -528,7 +519,7 @@ async def test_a_list_of_one_status_at_a_time_is_gone_through_for_each(token: Pa
         """
     async with declared(token, text, paging="none") as (connector, product):
         (one,) = product.seed({"users": [{"login": "u@contoso.example"}]})["ids"]
-        await connector.update(one, connector.normalize(a_user(userName="u@contoso.example"), Names()), Delivery())
+        await connector.update(one, connector.normalize(a_user(userName="u@contoso.example"), Known()), Delivery())
         asked = {line["method"]: line["query"] for line in product.recorded()}
         assert set(asked.values()) == {"api-version=7.1"}
     async with declared(token, text.replace("query = {", "#"), paging="more", quirks=["by_status"]) as (
@@ -547,7 +538,7 @@ async def test_a_list_of_one_status_at_a_time_is_gone_through_for_each(token: Pa
 async def test_null_where_an_account_should_be_means_that_it_is_gone(token: Path) -> None:
     """Products that answer every question with 200 say so; what is no answer at all is tried again."""
     async with declared(token, paging="none") as (connector, product):
-        wish = connector.normalize(a_user(), Names())
+        wish = connector.normalize(a_user(), Known())
         for body, kind in (({"data": None}, Gone), ({}, Unavailable), ({"data": []}, Unavailable)):
             product.fault("status", method="GET", status=200, body=body, times=1)
             with pytest.raises(kind):
@@ -624,19 +615,19 @@ async def test_one_reading_answers_many_look_ups_and_our_own_writes_are_in_it(to
         made = {}
         for n in range(10):
             login = f"new{n}@contoso.example"
-            wish = connector.normalize(a_user(userName=login), Names())
+            wish = connector.normalize(a_user(userName=login), Known())
             assert await connector.find(wish, [f"userName:{login}"], Delivery()) == []
             made[login] = await connector.create(wish, Delivery())
         assert reads() == 1
 
         async def found(login: str, ctx: Delivery | None = None) -> list[str]:
-            wish = connector.normalize(a_user(userName=login), Names())
+            wish = connector.normalize(a_user(userName=login), Known())
             return [one.account_id for one in await connector.find(wish, [f"userName:{login}"], ctx or Delivery())]
 
         first = made["new0@contoso.example"]
         assert await found("new0@contoso.example") == [first]
         await connector.update(
-            first, connector.normalize(a_user(userName="moved@contoso.example"), Names()), Delivery()
+            first, connector.normalize(a_user(userName="moved@contoso.example"), Known()), Delivery()
         )
         assert await found("new0@contoso.example") == []
         assert await found("moved@contoso.example") == [first]
@@ -647,7 +638,7 @@ async def test_one_reading_answers_many_look_ups_and_our_own_writes_are_in_it(to
         assert await found("late@contoso.example", Delivery(ambiguous=True)) != [], "in doubt the product is asked"
         assert reads() == 2
         product.fault("drop_response", method="POST", path="/api/users$", times=1)
-        wish = connector.normalize(a_user(userName="lost@contoso.example"), Names())
+        wish = connector.normalize(a_user(userName="lost@contoso.example"), Known())
         with pytest.raises(Unavailable):
             await connector.create(wish, Delivery())
         assert len(await found("lost@contoso.example")) == 1, "after a lost answer nothing that was read before counts"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from connectors.generic_rest import Account, GenericRest
 from connectors.rehearsal import Rehearsal, rehearsing, rehearsing_connector
 from connectors.rest_settings import at, place, put
 from connectors.transforms import transformed
-from deploy.emulators.harness import running
 from deploy.emulators.rest_service import RestServiceEmulator
 from schemas.config import TargetSettings
 from schemas.errors import (
@@ -33,11 +32,11 @@ from schemas.errors import (
     Rejected,
     Unavailable,
 )
-from schemas.events import Outcome, ProvisioningEvent
 from schemas.resources import ENTERPRISE_SCHEMA, User
 from schemas.specs import RateLimit
-from schemas.states import Change, Result
-from workers.delivery import deliver
+from schemas.states import Result
+from tests.connectors import alone
+from tests.connectors.alone import Known, Repeating, built, correctly_used, effects, secret_file, users
 from workers.limits import CallLimit
 from workers.targets import Served
 
@@ -47,23 +46,6 @@ TOKEN = "demo-token-rest_service"
 WORK = 'emails[type eq "work"].value'
 MOBILE = 'phoneNumbers[type eq "mobile"].value'
 DEPARTMENT = f"{ENTERPRISE_SCHEMA}:department"
-
-
-class Names:
-    """A worker's directory that knows nothing."""
-
-    def names(self, kind: str) -> Sequence[Mapping[str, Any] | str]:
-        return ()
-
-    async def refresh(self) -> bool:
-        return False
-
-
-class Owned:
-    """A delivery that stays ours."""
-
-    def check(self) -> None:
-        """Nothing to object."""
 
 
 def a_document(**document: Any) -> dict[str, Any]:
@@ -185,17 +167,12 @@ def table(url: str = "https://crm.example.com", **options: Any) -> dict[str, Any
 
 
 def decoded(**options: Any) -> Any:
-    problems: list[str] = []
-    made = registry.decode_settings("rest", table(**options), "settings", problems)
-    assert not problems, problems
-    return made
+    return alone.decoded("rest", table(**options))
 
 
 def problems_of(**options: Any) -> list[str]:
     """What is wrong with settings."""
-    problems: list[str] = []
-    assert registry.decode_settings("rest", table(**options), "settings", problems) is None
-    return problems
+    return alone.problems_of("rest", table(**options))
 
 
 def offline(**options: Any) -> GenericRest:
@@ -209,25 +186,20 @@ def bound(path: str, **binding: Any) -> dict[str, Any]:
 
 
 def wish(connector: GenericRest | None = None, **document: Any) -> Account:
-    return (connector or offline()).normalize(a_user(**document), Names())
+    return (connector or offline()).normalize(a_user(**document), Known())
 
 
 @pytest.fixture
 def token(tmp_path: Path) -> Path:
     """The credential of the target."""
-    file = tmp_path / "token"
-    file.write_text(TOKEN)
-    file.chmod(0o600)
-    return file
+    return secret_file(tmp_path / "token", TOKEN)
 
 
 @pytest.fixture
 async def emulator() -> AsyncIterator[tuple[RestServiceEmulator, str]]:
     """A running product; what no correct client does fails the test."""
-    emulator = RestServiceEmulator()
-    async with running(emulator) as url:
-        yield emulator, url
-    assert not emulator.violations, list(emulator.violations)
+    async with correctly_used(RestServiceEmulator()) as used:
+        yield used
 
 
 @contextlib.asynccontextmanager
@@ -239,82 +211,13 @@ async def connected(url: str, token: Path, way: str = "bearer", **options: Any) 
         "basic": {"way": "basic", "username": "svc", "password": secret},
         "header": {"way": "header", "header": "X-Api-Key", "scheme": "", "token": secret},
     }[way]
-    made = decoded(url=url, auth=auth, **options)
-    connector, http = registry.build("rest", made)
-    assert isinstance(connector, GenericRest)
-    assert http is not None
-    try:
+    async with built("rest", table(url, auth=auth, **options), paced=True) as connector:
         yield connector
-    finally:
-        await connector.close()
-        await http.close()
 
 
 async def refusal(awaitable: Any) -> Any:
-    """The connector error of a step that must fail."""
-    with pytest.raises((Rejected, Gone, Blocked, Misconfigured, RateLimited, Unavailable)) as caught:
-        await awaitable
-    assert TOKEN not in str(caught.value)
-    return caught.value
-
-
-def users(emulator: RestServiceEmulator) -> list[dict[str, Any]]:
-    return list(emulator.state()["users"].values())
-
-
-def writes(emulator: RestServiceEmulator) -> list[str]:
-    return [effect["op"] for effect in emulator.journal.effects()]
-
-
-class Gateway:
-    """As much of the gateway as one resource needs: it links what was found and sends again (delivery rule R4)."""
-
-    def __init__(self, connector: GenericRest) -> None:
-        self.connector = connector
-        self.account_id: str | None = None
-        self.ambiguous = False
-        self.sent = 0
-
-    async def send(self, document: dict[str, Any], *, deleted: bool = False) -> Outcome:
-        """One delivery."""
-        self.sent += 1
-        outcome = await deliver(
-            ProvisioningEvent(
-                id="01J0000000000000000000000A",
-                target="c",
-                connector="rest",
-                kind="user",
-                resource="r1",
-                generation=1,
-                fence=self.sent,
-                change=Change.DELETE if deleted else Change.UPDATE,
-                document=msgspec.Raw(msgspec.json.encode(document)),
-                deleted=deleted,
-                account_id=self.account_id,
-                look=self.ambiguous,
-                identities=(f"userName:{document['userName'].casefold()}",),
-            ),
-            delivery=1,
-            connector=self.connector,
-            directory=Names(),
-            owned=Owned(),
-            new_id=lambda: "x",
-            clock=lambda: 0.0,
-        )
-        assert outcome is not None
-        self.ambiguous = outcome.ambiguous or outcome.result is Result.FOUND
-        self.account_id = outcome.account_id or self.account_id
-        if outcome.result is Result.FOUND:
-            self.account_id = outcome.sightings[0].account_id
-        return outcome
-
-    async def settle(self, document: dict[str, Any], *, deleted: bool = False) -> Outcome:
-        """Deliveries until one is applied or refused, at most five."""
-        for _ in range(5):
-            outcome = await self.send(document, deleted=deleted)
-            if outcome.result in (Result.APPLIED, Result.REJECTED, Result.BLOCKED):
-                break
-        return outcome
+    """The connector error of a step that must fail; it never tells the credential."""
+    return await alone.refusal(awaitable, TOKEN)
 
 
 # Normalization --------------------------------------------------------------------------------------------------------
@@ -472,10 +375,10 @@ def test_no_input_crashes_normalize_and_its_result_is_json(
     user = User.from_document(document)
     connector.ignored(user)
     try:
-        account = connector.normalize(user, Names())
+        account = connector.normalize(user, Known())
     except NormalizationError:
         return
-    assert connector.normalize(user, Names()) == account
+    assert connector.normalize(user, Known()) == account
     assert msgspec.json.decode(msgspec.json.encode(account.fields)) == account.fields
     assert connector._key("userName", account.keys["userName"].casefold())
 
@@ -688,7 +591,7 @@ async def test_a_life_in_every_shape(emulator: Any, token: Path, shape: str) -> 
     product.seed({"users": [{"login": f"other{n}@contoso.example", "note": "x"} for n in range(5)]})
     others = users(product)
     async with connected(url, token, **options) as connector:
-        gateway = Gateway(connector)
+        gateway = Repeating(connector)
         created = await gateway.settle(a_document())
         assert (created.result, created.created) == (Result.APPLIED, True), created.reason
         held = product.state()["users"][gateway.account_id]
@@ -708,9 +611,9 @@ async def test_a_life_in_every_shape(emulator: Any, token: Path, shape: str) -> 
         assert (held["name"], held["roles"]) == ({"first": "Ada", "last": None}, ["agent"])
         assert held["contact"]["mobile"] == "+4915123456789"
         assert (held["note"], held["contact"]["pager"]) == ("kept by people", "77")
-        before = len(writes(product))
+        before = len(effects(product))
         assert (await gateway.settle(changed)).result is Result.APPLIED
-        assert len(writes(product)) == before or "unread" in shape, "the same wish again sends nothing"
+        assert len(effects(product)) == before or "unread" in shape, "the same wish again sends nothing"
         for active, status in ((False, "disabled"), (True, "enabled")):
             assert (await gateway.settle({**changed, "active": active})).result is Result.APPLIED
             assert product.state()["users"][gateway.account_id]["status"] == status
@@ -749,7 +652,7 @@ async def test_defaults_are_for_new_accounts_and_fixed_fields_never_change(emula
         error = await refusal(connector.update(account_id, wish(connector, userName="b@contoso.example"), Delivery()))
         assert (error.code, error.attribute) == ("cannot_rename", "userName")
         document = {k: v for k, v in a_document(userName="c@contoso.example").items() if k != "userType"}
-        await connector.create(connector.normalize(User.from_document(document), Names()), Delivery())
+        await connector.create(connector.normalize(User.from_document(document), Known()), Delivery())
     assert [user["plan"] for user in users(product)] == ["full", "basic"]
 
 
@@ -765,7 +668,7 @@ async def test_a_manager_is_sent_by_the_products_id_once_there_is_one(emulator: 
         for _ in range(2):
             await connector.update(account_id, account, Delivery(accounts={"r-boss": boss}))
             assert product.state()["users"][account_id]["manager_id"] == boss
-        assert writes(product) == ["create", "update"]
+        assert effects(product) == ["create", "update"]
         await connector.update(account_id, wish(connector, **{ENTERPRISE_SCHEMA: {"manager": None}}), Delivery())
         assert product.state()["users"][account_id]["manager_id"] is None
 
@@ -805,16 +708,16 @@ async def test_a_declared_product_is_rehearsed_to_the_end(emulator: Any, token: 
     connector: Any = rehearsing_connector(type(real), made, http)
     for wished in ({}, {"active": False}):
         with rehearsing(Rehearsal()) as rehearsal:
-            outcome = await Gateway(connector).send(a_document(**wished))
+            outcome = await Repeating(connector).send(a_document(**wished))
         assert (outcome.result, outcome.created) == (Result.APPLIED, True), outcome.reason
         assert rehearsal.calls[0].method == "POST"
     (account_id,) = product.seed({"users": [{"login": "ada@contoso.example"}]})["ids"]
-    gateway = Gateway(connector)
+    gateway = Repeating(connector)
     gateway.account_id = account_id
     with rehearsing(Rehearsal()) as rehearsal:
         assert (await gateway.send(a_document(active=False))).result is Result.APPLIED
     assert rehearsal.calls
-    assert writes(product) == []
+    assert effects(product) == []
     await http.close()
 
 
@@ -823,11 +726,11 @@ async def test_a_lost_answer_to_a_create_makes_no_second_account(emulator: Any, 
     product, url = emulator
     product.fault("drop_response", method="POST", path="/api/users", times=1)
     async with connected(url, token) as connector:
-        gateway = Gateway(connector)
+        gateway = Repeating(connector)
         first = await gateway.send(a_document())
         assert (first.result, first.ambiguous) == (Result.RETRY, True)
         assert (await gateway.settle(a_document())).result is Result.APPLIED
-    assert writes(product).count("create") == 1
+    assert effects(product).count("create") == 1
 
 
 async def test_a_write_carries_its_key_where_the_product_knows_one(emulator: Any, token: Path) -> None:
@@ -836,7 +739,7 @@ async def test_a_write_carries_its_key_where_the_product_knows_one(emulator: Any
     async with connected(url, token, idempotency_header="Idempotency-Key") as connector:
         for _ in range(2):
             await connector.create(wish(connector), Delivery(idempotency_key="e-1"))
-    assert writes(product) == ["create"]
+    assert effects(product) == ["create"]
     assert {line["idempotency_key"] for line in product.recorded() if line["method"] == "POST"} == {"e-1:create"}
 
 
@@ -846,7 +749,7 @@ async def test_an_account_that_appears_between_look_and_create_is_linked(emulato
     product.seed({"users": [{"login": "ADA@contoso.example"}]})
     product.fault("stale_read", method="GET", path="/api/users$", lag_s=60, times=1)
     async with connected(url, token) as connector:
-        gateway = Gateway(connector)
+        gateway = Repeating(connector)
         first = await gateway.send(a_document())
         assert first.reason is not None
         assert (first.result, first.reason.code) == (Result.RETRY, "already_there")
@@ -859,13 +762,13 @@ async def test_an_account_of_another_person_is_refused_or_adopted_as_set(emulato
     product, url = emulator
     product.seed({"users": [{"login": "ada@contoso.example", "external_id": OTHER_ID}]})
     async with connected(url, token) as connector:
-        outcome = await Gateway(connector).settle(a_document())
+        outcome = await Repeating(connector).settle(a_document())
         assert outcome.reason is not None
         assert (outcome.result, outcome.reason.code) == (Result.REJECTED, "account_of_another")
         error = await refusal(connector.create(wish(connector), Delivery()))
         assert (type(error), error.code) == (Conflict, "account_of_another")
     async with connected(url, token, foreign="adopt") as connector:
-        assert (await Gateway(connector).settle(a_document())).result is Result.APPLIED
+        assert (await Repeating(connector).settle(a_document())).result is Result.APPLIED
     assert [user["external_id"] for user in users(product)] == [OBJECT_ID]
 
 
@@ -1017,7 +920,7 @@ async def test_unicode_goes_there_and_back_and_no_value_leaves_its_place_in_an_a
         (plain, {"path": "/users/by-login/{value}", "item": "data"}),
     ):
         async with connected(url, token, identity={"userName": identity}) as connector:
-            gateway = Gateway(connector)
+            gateway = Repeating(connector)
             assert (await gateway.settle(a_document(userName=name))).result is Result.APPLIED
             found = await connector.find(None, [f"userName:{name}"], Delivery())
             assert [one.account_id for one in found] == [gateway.account_id]
@@ -1100,7 +1003,7 @@ async def test_a_fitting_target_has_nothing_to_say(emulator: Any, token: Path) -
     async with connected(url, token) as connector:
         findings = await connector.check()
     assert [(finding.level, finding.code) for finding in findings] == [("ok", "reachable")]
-    assert writes(product) == []
+    assert effects(product) == []
 
 
 @pytest.mark.parametrize(
@@ -1140,7 +1043,7 @@ async def test_an_account_without_the_field_it_is_known_by_is_never_taken_for_no
     product.set(quirks=["bare_list"])
     product.seed({"users": [{"login": "ada@contoso.example"}]})
     async with connected(url, token) as connector:
-        outcome = await Gateway(connector).send(a_document())
+        outcome = await Repeating(connector).send(a_document())
     assert outcome.result is Result.MISCONFIGURED
     assert len(users(product)) == 1
 

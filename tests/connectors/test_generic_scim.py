@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,11 @@ from schemas.errors import (
     Rejected,
     Unavailable,
 )
-from schemas.events import Outcome, ProvisioningEvent
 from schemas.resources import ENTERPRISE_SCHEMA, Group, User
 from schemas.specs import RateLimit
-from schemas.states import Change, Result
-from workers.delivery import deliver
+from schemas.states import Result
+from tests.connectors import alone
+from tests.connectors.alone import Known, Repeating, built, correctly_used, effects, secret_file, users
 
 OBJECT_ID = "8f1c0000-0000-0000-0000-000000000001"
 OTHER_ID = "8f1c0000-0000-0000-0000-000000000002"
@@ -92,23 +92,6 @@ DIALECTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """Options of the connector, and the product they are for."""
 
 
-class Names:
-    """A worker's directory that knows nothing."""
-
-    def names(self, kind: str) -> Sequence[Mapping[str, Any] | str]:
-        return ()
-
-    async def refresh(self) -> bool:
-        return False
-
-
-class Owned:
-    """A delivery that stays ours."""
-
-    def check(self) -> None:
-        """Nothing to object."""
-
-
 def a_document(**document: Any) -> dict[str, Any]:
     return {
         "userName": "Ada@contoso.example",
@@ -141,17 +124,12 @@ def table(url: str = "https://scim.example.com/v2", **options: Any) -> dict[str,
 
 
 def decoded(**options: Any) -> Any:
-    problems: list[str] = []
-    made = registry.decode_settings("scim", table(**options), "settings", problems)
-    assert not problems, problems
-    return made
+    return alone.decoded("scim", table(**options))
 
 
 def problems_of(**options: Any) -> list[str]:
     """What is wrong with settings."""
-    problems: list[str] = []
-    assert registry.decode_settings("scim", table(**options), "settings", problems) is None
-    return problems
+    return alone.problems_of("scim", table(**options))
 
 
 def offline(**options: Any) -> GenericScim:
@@ -160,110 +138,37 @@ def offline(**options: Any) -> GenericScim:
 
 
 def wish(connector: GenericScim | None = None, **document: Any) -> Account:
-    return (connector or offline()).normalize(a_user(**document), Names())
+    return (connector or offline()).normalize(a_user(**document), Known())
 
 
 @pytest.fixture
 def token(tmp_path: Path) -> Path:
     """The credential of the target."""
-    file = tmp_path / "token"
-    file.write_text(TOKEN)
-    file.chmod(0o600)
-    return file
+    return secret_file(tmp_path / "token", TOKEN)
 
 
 @pytest.fixture
 async def emulator() -> AsyncIterator[tuple[ScimProductEmulator, str]]:
     """A running product; what no correct client does fails the test."""
-    emulator = ScimProductEmulator()
-    async with running(emulator) as url:
-        yield emulator, url
-    assert not emulator.violations, list(emulator.violations)
+    async with correctly_used(ScimProductEmulator()) as used:
+        yield used
 
 
 @contextlib.asynccontextmanager
 async def connected(url: str, token: Path, **options: Any) -> AsyncIterator[GenericScim]:
     """The connector as a worker builds it."""
-    made = decoded(url=f"{url}/scim/v2", auth={"token": {"file": str(token)}}, **options)
-    connector, http = registry.build("scim", made)
-    assert isinstance(connector, GenericScim)
-    assert http is not None
-    try:
+    made = table(f"{url}/scim/v2", **{"auth": {"token": {"file": str(token)}}, **options})
+    async with built("scim", made, paced=True) as connector:
         yield connector
-    finally:
-        await connector.close()
-        await http.close()
 
 
 async def refusal(awaitable: Any) -> Any:
-    """The connector error of a step that must fail."""
-    with pytest.raises((Rejected, Gone, Blocked, Misconfigured, RateLimited, Unavailable)) as caught:
-        await awaitable
-    assert TOKEN not in str(caught.value)
-    return caught.value
-
-
-def users(emulator: ScimProductEmulator) -> list[dict[str, Any]]:
-    return list(emulator.state()["users"].values())
-
-
-def writes(emulator: ScimProductEmulator) -> list[str]:
-    return [effect["op"] for effect in emulator.journal.effects()]
+    """The connector error of a step that must fail; it never tells the credential."""
+    return await alone.refusal(awaitable, TOKEN)
 
 
 def is_active(held: Mapping[str, Any]) -> bool:
     return held["active"] in (True, "True")
-
-
-class Gateway:
-    """As much of the gateway as one resource needs: it links what was found and sends again (delivery rule R4)."""
-
-    def __init__(self, connector: GenericScim) -> None:
-        self.connector = connector
-        self.account_id: str | None = None
-        self.ambiguous = False
-        self.sent = 0
-
-    async def send(self, document: dict[str, Any], *, deleted: bool = False) -> Outcome:
-        """One delivery."""
-        self.sent += 1
-        outcome = await deliver(
-            ProvisioningEvent(
-                id="01J0000000000000000000000A",
-                target="h",
-                connector="scim",
-                kind="user",
-                resource="r1",
-                generation=1,
-                fence=self.sent,
-                change=Change.DELETE if deleted else Change.UPDATE,
-                document=msgspec.Raw(msgspec.json.encode(document)),
-                deleted=deleted,
-                account_id=self.account_id,
-                look=self.ambiguous,
-                identities=(f"userName:{document['userName'].casefold()}",),
-            ),
-            delivery=1,
-            connector=self.connector,
-            directory=Names(),
-            owned=Owned(),
-            new_id=lambda: "x",
-            clock=lambda: 0.0,
-        )
-        assert outcome is not None
-        self.ambiguous = outcome.ambiguous or outcome.result is Result.FOUND
-        self.account_id = outcome.account_id or self.account_id
-        if outcome.result is Result.FOUND:
-            self.account_id = outcome.sightings[0].account_id
-        return outcome
-
-    async def settle(self, document: dict[str, Any], *, deleted: bool = False) -> Outcome:
-        """Deliveries until one is applied or refused, at most five."""
-        for _ in range(5):
-            outcome = await self.send(document, deleted=deleted)
-            if outcome.result in (Result.APPLIED, Result.REJECTED, Result.BLOCKED):
-                break
-        return outcome
 
 
 # Normalization --------------------------------------------------------------------------------------------------------
@@ -274,7 +179,7 @@ def test_what_the_settings_do_not_name_is_reported_as_ignored() -> None:
     connector = offline(omit=[*NO_ADDRESS, "title"])
     user = a_user(nickName="Countess", **{ENTERPRISE_SCHEMA: {"department": "E", "manager": {"value": "x"}}})
     assert set(connector.ignored(user)) == {"title", "nickName", f"{ENTERPRISE_SCHEMA}:manager"}
-    assert "title" not in connector.normalize(user, Names()).values
+    assert "title" not in connector.normalize(user, Known()).values
 
 
 def test_attributes_are_renamed_added_and_held_constant() -> None:
@@ -342,10 +247,10 @@ def test_no_input_crashes_normalize_and_its_result_is_json(document: dict[str, A
     user = User.from_document(document)
     connector.ignored(user)
     try:
-        account = connector.normalize(user, Names())
+        account = connector.normalize(user, Known())
     except NormalizationError:
         return
-    assert connector.normalize(user, Names()) == account
+    assert connector.normalize(user, Known()) == account
     assert msgspec.json.decode(msgspec.json.encode(account.values)) == account.values
     assert None not in connector._resource({}, {k: v for k, v in account.values.items() if v}).values()
 
@@ -432,7 +337,7 @@ async def test_a_life_in_every_dialect(emulator: Any, token: Path, dialect: str)
     product.seed({"users": [{"userName": f"other{n}@contoso.example", "title": "x"} for n in range(3)]})
     others = users(product)
     async with connected(url, token, **options) as connector:
-        gateway = Gateway(connector)
+        gateway = Repeating(connector)
         created = await gateway.settle(a_document())
         assert (created.result, created.created) == (Result.APPLIED, True), created.reason
         seen = await connector.find(
@@ -459,9 +364,9 @@ async def test_a_life_in_every_dialect(emulator: Any, token: Path, dialect: str)
         assert (held["displayName"], held["title"], held["mobile"]) == ("Ada King", None, None)
         assert (held["phone"], held["email"]) == ("+44 20 7946 0000", "ada.king@contoso.example")
         assert (held["givenName"], held["department"], held["externalId"]) == ("Ada", "Engines", OBJECT_ID)
-        before = len(writes(product))
+        before = len(effects(product))
         assert (await gateway.settle(changed)).result is Result.APPLIED
-        assert len(writes(product)) == before, "the same wish again sends nothing"
+        assert len(effects(product)) == before, "the same wish again sends nothing"
         for active in (False, True):
             assert (await gateway.settle({**changed, "active": active})).result is Result.APPLIED
             assert is_active(product.state()["users"][gateway.account_id]) is active
@@ -505,7 +410,7 @@ async def test_ids_are_encoded_whole(token: Path) -> None:
 
     product = Odd()
     async with running(product) as url, connected(url, token, update="patch") as connector:
-        gateway = Gateway(connector)
+        gateway = Repeating(connector)
         assert (await gateway.settle(a_document())).result is Result.APPLIED
         assert gateway.account_id == "{auth|7;x='y'+z==,0}"
         assert (await gateway.settle(a_document(title="x"))).result is Result.APPLIED
@@ -539,11 +444,11 @@ async def test_a_lost_answer_to_a_create_makes_no_second_user(emulator: Any, tok
     product, url = emulator
     product.fault("drop_response", method="POST", path="/scim/v2/Users", times=1)
     async with connected(url, token) as connector:
-        gateway = Gateway(connector)
+        gateway = Repeating(connector)
         first = await gateway.send(a_document())
         assert (first.result, first.ambiguous) == (Result.RETRY, True)
         assert (await gateway.settle(a_document())).result is Result.APPLIED
-    assert writes(product).count("create") == 1
+    assert effects(product).count("create") == 1
 
 
 async def test_an_account_that_appears_between_look_and_create_is_linked(emulator: Any, token: Path) -> None:
@@ -552,7 +457,7 @@ async def test_an_account_that_appears_between_look_and_create_is_linked(emulato
     product.seed({"users": [{"userName": "ADA@contoso.example"}]})
     product.fault("stale_read", method="GET", path="/scim/v2/Users$", lag_s=60, times=1)
     async with connected(url, token) as connector:
-        gateway = Gateway(connector)
+        gateway = Repeating(connector)
         first = await gateway.send(a_document())
         assert first.reason is not None
         assert (first.result, first.reason.code) == (Result.RETRY, "already_there")
@@ -565,13 +470,13 @@ async def test_an_account_of_another_person_is_refused_or_adopted_as_set(emulato
     product, url = emulator
     product.seed({"users": [{"userName": "ada@contoso.example", "externalId": OTHER_ID}]})
     async with connected(url, token) as connector:
-        outcome = await Gateway(connector).settle(a_document())
+        outcome = await Repeating(connector).settle(a_document())
         assert outcome.reason is not None
         assert (outcome.result, outcome.reason.code) == (Result.REJECTED, "account_of_another")
         error = await refusal(connector.create(wish(connector), Delivery()))
         assert isinstance(error, Conflict)
     async with connected(url, token, foreign="adopt") as connector:
-        assert (await Gateway(connector).settle(a_document())).result is Result.APPLIED
+        assert (await Repeating(connector).settle(a_document())).result is Result.APPLIED
     assert [user["externalId"] for user in users(product)] == [OBJECT_ID]
 
 
@@ -580,7 +485,7 @@ async def test_an_account_is_found_by_its_external_id_after_a_rename(emulator: A
     product, url = emulator
     product.seed({"users": [{"userName": "ada.byron@contoso.example", "externalId": OBJECT_ID}]})
     async with connected(url, token, match=["externalId", "userName"]) as connector:
-        assert (await Gateway(connector).settle(a_document())).result is Result.APPLIED
+        assert (await Repeating(connector).settle(a_document())).result is Result.APPLIED
     assert [user["userName"] for user in users(product)] == ["Ada@contoso.example"]
 
 
@@ -695,7 +600,7 @@ async def test_unicode_goes_there_and_back(emulator: Any, token: Path) -> None:
     product, url = emulator
     name = 'zoë+"ł"🦉&x=1@contoso.example'
     async with connected(url, token) as connector:
-        gateway = Gateway(connector)
+        gateway = Repeating(connector)
         document = a_document(userName=name, displayName="Zoë Ł 🦉")
         assert (await gateway.settle(document)).result is Result.APPLIED
         found = await connector.find(None, [f"userName:{name}"], Delivery())
@@ -747,7 +652,7 @@ async def test_a_manager_is_sent_by_the_products_id_once_there_is_one(emulator: 
         for _ in range(2):
             await connector.update(account_id, account, Delivery(accounts={"r-boss": boss}))
             assert product.state()["users"][account_id]["manager"] == boss
-        assert writes(product) == ["create", "update"]
+        assert effects(product) == ["create", "update"]
         cleared = wish(connector, **{ENTERPRISE_SCHEMA: {"manager": None}})
         await connector.update(account_id, cleared, Delivery())
         assert product.state()["users"][account_id]["manager"] is None
@@ -799,7 +704,7 @@ async def test_talkdesk_is_served_without_its_connector(tmp_path: Path) -> None:
         connector, http = registry.build("scim", made)
         assert isinstance(connector, GenericScim)
         assert http is not None
-        gateway = Gateway(connector)
+        gateway = Repeating(connector)
         document = a_document(**{TALKDESK: {"rolesString": "Supervisor"}})
         assert (await gateway.settle(document)).result is Result.APPLIED
         assert (await gateway.settle({**document, "active": False})).result is Result.APPLIED
@@ -819,7 +724,7 @@ async def test_bobs_business_is_served_without_its_connector(tmp_path: Path) -> 
     async with running(product) as url:
         attributes = ["userName", "name.givenName", "name.familyName", "displayName", "active", "externalId", WORK]
         async with connected(url, file, attributes=attributes, omit=[]) as connector:
-            gateway = Gateway(connector)
+            gateway = Repeating(connector)
             assert (await gateway.settle(a_document())).result is Result.APPLIED
             assert gateway.account_id is not None
             group_id = await connector.put_group(None, Group(display_name="g", external_id=OTHER_ID), Delivery())
@@ -915,7 +820,7 @@ async def test_a_fitting_target_has_nothing_to_say(emulator: Any, token: Path) -
     async with connected(url, token, update="patch") as connector:
         findings = await connector.check()
     assert [(finding.level, finding.code) for finding in findings] == [("ok", "reachable")]
-    assert writes(product) == []
+    assert effects(product) == []
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import pytest
 
 from connectors import registry
@@ -12,13 +9,7 @@ from connectors.contract import Delivery, PutsGroups
 from connectors.observe import SIGHTS_MAX, Observe, Settings
 from schemas.errors import ConnectorBug
 from schemas.resources import Group, Member, User
-
-
-class NoNames:
-    """Observe has no directory."""
-
-    def names(self, kind: str) -> Sequence[Mapping[str, Any] | str]:
-        return ()
+from tests.connectors.alone import Known
 
 
 @pytest.fixture
@@ -41,7 +32,7 @@ ODD = {
 async def test_a_user_of_any_shape_is_accepted_and_nothing_is_ignored(observe: Observe) -> None:
     """Design section 9: accepts users and groups of any shape."""
     user = User.from_document(ODD)
-    account = observe.normalize(user, NoNames())
+    account = observe.normalize(user, Known())
     await observe.create(account, Delivery(idempotency_key="E1-1"))
     assert observe.ignored(user) == ()
     assert observe.sights[0].paths == (

@@ -31,6 +31,7 @@ from schemas.events import Outcome, ProvisioningEvent
 from schemas.plans import NOT_SENT
 from schemas.states import SHADOW, Change, Result
 from tests.connectors import test_generic_rest as generic
+from tests.connectors.alone import Known, StaysOurs
 from workers.delivery import deliver
 from workers.limits import CallLimit
 from workers.rehearsals import shadow
@@ -105,23 +106,6 @@ async def _no_limit(limit: CallLimit) -> None:
     pass
 
 
-class NoNames:
-    """Nothing is known; a rehearsal asks nobody for names here."""
-
-    def names(self, kind: str) -> list[str]:
-        return []
-
-    async def refresh(self) -> bool:
-        return False
-
-
-class Mine:
-    """Always ours."""
-
-    def check(self) -> None:
-        pass
-
-
 class Stage:
     """One product on a free port with a delivering connector and a rehearsing one."""
 
@@ -189,8 +173,8 @@ class Stage:
                 event,
                 delivery=1,
                 connector=self.dry if dry else self.real,
-                directory=NoNames(),
-                owned=Mine(),
+                directory=Known(),
+                owned=StaysOurs(),
                 new_id=lambda: "o1",
                 clock=lambda: 0.0,
                 ctx=Delivery(),
@@ -377,7 +361,7 @@ async def test_in_shadow_mode_a_product_gets_nothing_but_questions(name: str, tm
                 event,
                 served,
                 delivery=1,
-                owned=Mine(),
+                owned=StaysOurs(),
                 new_id=lambda: "o1",
                 clock=time.time,
                 ctx=Delivery(),

@@ -17,17 +17,11 @@ from schemas.config import parse
 from schemas.errors import ConfigurationError
 from schemas.events import identity
 from schemas.resources import User
+from tests.connectors.alone import Known
 
 TOKEN = "token-of-the-requirements"
 RITA = "rita@example.com"
 STEPS = ("create", "update", "delete")
-
-
-class NoNames:
-    """A directory that was never loaded."""
-
-    def names(self, kind: str) -> list[str]:
-        return []
 
 
 def a_user(given_name: str = "Rita", **extension: str) -> User:
@@ -72,7 +66,7 @@ async def test_every_choice_of_create_update_and_delete_works(settings: dict[str
     product = TalkdeskEmulator(token=TOKEN, rate_per_s=0)
     async with running(product) as url:
         connector, http = built(settings, url)
-        wish = connector.normalize(a_user(), NoNames())
+        wish = connector.normalize(a_user(), Known())
         if "create" in steps:
             account_id = await connector.create(wish, Delivery())
         else:
@@ -80,7 +74,7 @@ async def test_every_choice_of_create_update_and_delete_works(settings: dict[str
             (found,) = await connector.find(None, [identity("userName", RITA)], Delivery())
             account_id = found.account_id
         if "update" in steps:
-            await connector.update(account_id, connector.normalize(a_user("Margarida"), NoNames()), Delivery())
+            await connector.update(account_id, connector.normalize(a_user("Margarida"), Known()), Delivery())
         if "delete" in steps:
             await connector.delete(account_id, Delivery())
         held = [one for one in product.state()["users"].values() if not one["deleted"]]
@@ -108,7 +102,7 @@ async def test_role_and_team_are_mapped_each_without_the_other(
     product = TalkdeskEmulator(token=TOKEN, rate_per_s=0)
     async with running(product) as url:
         connector, http = built(settings, url)
-        await connector.create(connector.normalize(a_user(**extension), NoNames()), Delivery())
+        await connector.create(connector.normalize(a_user(**extension), Known()), Delivery())
         (held,) = product.state()["users"].values()
         await connector.close()
         await http.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from schemas.errors import (
 )
 from schemas.resources import ENTERPRISE_SCHEMA, Group, User
 from schemas.states import Circuit, Result, State
+from tests.connectors.alone import Known, built, correctly_used, refusal, secret_file, users
 from tests.connectors.driven import TARGET, Driven, add, driven, remove
 
 
@@ -359,13 +360,6 @@ def test_any_key_has_a_state_or_our_error(issued: Any, days: Any, now: Any) -> N
 # The connector --------------------------------------------------------------------------------------------------------
 
 
-class Names:
-    """A worker's directory that knows nothing."""
-
-    def names(self, kind: str) -> Sequence[Mapping[str, Any] | str]:
-        return ()
-
-
 def a_user(**document: Any) -> User:
     """A user as the vendor's table maps it."""
     return User.from_document(
@@ -397,7 +391,7 @@ def offline(**options: Any) -> Sofa:
 
 
 def wish(**document: Any) -> Account:
-    return offline().normalize(a_user(**document), Names())
+    return offline().normalize(a_user(**document), Known())
 
 
 def with_manager(manager: str | None, **document: Any) -> Account:
@@ -408,13 +402,7 @@ def with_manager(manager: str | None, **document: Any) -> Account:
 @pytest.fixture
 def access_key(tmp_path: Path) -> Path:
     """The credential of the target."""
-    return a_secret(tmp_path / "access-key", "demo-token-sofa")
-
-
-def a_secret(file: Path, value: str) -> Path:
-    file.write_text(value)
-    file.chmod(0o600)
-    return file
+    return secret_file(tmp_path / "access-key", "demo-token-sofa")
 
 
 @pytest.fixture
@@ -422,9 +410,8 @@ async def emulator() -> AsyncIterator[tuple[SofaEmulator, str]]:
     """A running Sofa without its rate limit, with the maps of the vendor page."""
     emulator = SofaEmulator(rate_per_s=0)
     emulator.edit({"group_map": GROUP_MAP, "role_map": ROLE_MAP})
-    async with running(emulator) as url:
-        yield emulator, url
-    assert not emulator.violations, list(emulator.violations)
+    async with correctly_used(emulator) as used:
+        yield used
 
 
 @contextlib.asynccontextmanager
@@ -440,28 +427,8 @@ async def connected(url: str, access_key: Path, *, paced: bool = False, **option
         "role_map": ROLE_MAP,
         **options,
     }
-    problems: list[str] = []
-    decoded = registry.decode_settings("sofa", table, "targets.s.settings", problems)
-    assert not problems, problems
-    connector, http = registry.build("sofa", decoded, paced=paced)
-    assert isinstance(connector, Sofa)
-    assert http is not None
-    try:
+    async with built("sofa", table, paced=paced) as connector:
         yield connector
-    finally:
-        await connector.close()
-        await http.close()
-
-
-async def refusal(awaitable: Any) -> Any:
-    """The connector error of a step that must fail."""
-    with pytest.raises((Rejected, Gone, Blocked, Misconfigured, RateLimited, Unavailable)) as caught:
-        await awaitable
-    return caught.value
-
-
-def users(emulator: SofaEmulator) -> list[dict[str, Any]]:
-    return list(emulator.state()["users"].values())
 
 
 def groups(emulator: SofaEmulator) -> list[dict[str, Any]]:
@@ -867,7 +834,7 @@ async def test_an_expired_key_says_which_date_was_configured_and_a_new_one_goes_
             assert type(error) is Misconfigured
             assert (issued + timedelta(days=730)).isoformat() in str(error)
             assert "Access details" in str(error)
-        a_secret(access_key, product.generate_key(365))
+        secret_file(access_key, product.generate_key(365))
         await connector.create(wish(), Delivery())
     assert len(users(product)) == 1
 
@@ -887,12 +854,12 @@ async def test_a_disabled_synchronization_concerns_the_target(emulator: Any, acc
 async def test_a_second_key_takes_over_without_a_gap(emulator: Any, access_key: Path, tmp_path: Path) -> None:
     """5.3: two keys at once; calls that meet the same refusal together all go on with the other one."""
     product, url = emulator
-    second = a_secret(tmp_path / "second", "not yet generated")
+    second = secret_file(tmp_path / "second", "not yet generated")
     today = datetime.now(UTC).date()
     following = {"access_key": {"file": str(second)}, "key_issued": today, "key_validity_days": 365}
     async with connected(url, access_key, next_key=following) as connector:
         await connector.list_accounts(None)
-        a_secret(second, product.generate_key(365))
+        secret_file(second, product.generate_key(365))
         await asyncio.gather(*(connector.list_accounts(None) for _ in range(4)))
     async with connected(url, tmp_path / "lost", next_key=following) as connector:
         await connector.list_accounts(None)
@@ -1101,7 +1068,7 @@ async def test_what_concerns_the_synchronization_stops_the_target_and_loses_noth
         product.edit({"enabled": True})
         if broken != "disabled":
             new = new if broken == "regenerated" else product.generate_key(120)
-            a_secret(access_key, new)
+            secret_file(access_key, new)
         for _ in range(3):
             await here.later(61.0)
     assert {one["user_name"]: one["enabled"] for one in users(product)} == {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from schemas.errors import (
     Unavailable,
 )
 from schemas.resources import User
+from tests.connectors.alone import Known, built, correctly_used, refusal, secret_file
 
 ROLES: list[Any] = [
     "Agent",
@@ -147,17 +148,7 @@ def test_text_that_only_looks_like_json_stays_text(value: str) -> None:
 # The connector --------------------------------------------------------------------------------------------------------
 
 
-class Names:
-    """A worker's cached directory."""
-
-    def __init__(self, catalogue: Mapping[str, Sequence[Any]] | None = None) -> None:
-        self.catalogue = catalogue or {}
-
-    def names(self, kind: str) -> Sequence[Mapping[str, Any] | str]:
-        return self.catalogue.get(kind, ())
-
-
-KNOWN = Names(CATALOGUE)
+KNOWN = Known(CATALOGUE)
 
 
 def a_user(extension: dict[str, Any] | None = None, **document: Any) -> User:
@@ -177,19 +168,14 @@ def a_user(extension: dict[str, Any] | None = None, **document: Any) -> User:
 @pytest.fixture
 def token(tmp_path: Path) -> Path:
     """The credential of the target."""
-    file = tmp_path / "token"
-    file.write_text("demo-token-talkdesk")
-    file.chmod(0o600)
-    return file
+    return secret_file(tmp_path / "token", "demo-token-talkdesk")
 
 
 @pytest.fixture
 async def emulator() -> AsyncIterator[tuple[TalkdeskEmulator, str]]:
     """A running Talkdesk without its rate limit."""
-    emulator = TalkdeskEmulator(rate_per_s=0)
-    async with running(emulator) as url:
-        yield emulator, url
-    assert not emulator.violations, list(emulator.violations)
+    async with correctly_used(TalkdeskEmulator(rate_per_s=0)) as used:
+        yield used
 
 
 @contextlib.asynccontextmanager
@@ -198,24 +184,8 @@ async def connected(url: str, token: Path | None, *, paced: bool = False, **opti
     table = {"base_url": f"{url}/scim/v2", "allow_loopback": True, **options}
     if token is not None:
         table["token"] = {"file": str(token)}
-    problems: list[str] = []
-    decoded = registry.decode_settings("talkdesk", table, "targets.t.settings", problems)
-    assert not problems
-    connector, http = registry.build("talkdesk", decoded, paced=paced)
-    assert isinstance(connector, Talkdesk)
-    assert http is not None
-    try:
+    async with built("talkdesk", table, paced=paced) as connector:
         yield connector
-    finally:
-        await connector.close()
-        await http.close()
-
-
-async def refusal(awaitable: Any) -> Any:
-    """The connector error of a step that must fail."""
-    with pytest.raises((Rejected, Gone, Blocked, Misconfigured, RateLimited, Unavailable)) as caught:
-        await awaitable
-    return caught.value
 
 
 def users(emulator: TalkdeskEmulator) -> list[dict[str, Any]]:
@@ -225,7 +195,7 @@ def users(emulator: TalkdeskEmulator) -> list[dict[str, Any]]:
 def wish(connector: Talkdesk, extension: dict[str, Any] | None = None, **document: Any) -> Account:
     """A normalized account of a target that knows all names of the account."""
     resolving = offline(roles=tuple(name for name in ROLES if isinstance(name, str)), teams=tuple(TEAMS))
-    return resolving.normalize(a_user(extension, **document), Names())
+    return resolving.normalize(a_user(extension, **document), Known())
 
 
 async def test_a_user_is_created_with_the_accounts_exact_names(emulator: Any, token: Path) -> None:
@@ -298,7 +268,7 @@ def offline(**options: Any) -> Talkdesk:
 
 def test_configured_names_count_before_any_directory_was_loaded() -> None:
     """1.3: the configured list is authoritative, also for the first user after a start."""
-    account = offline(roles=("Team Lead",)).normalize(a_user({"rolesString": "team lead"}), Names())
+    account = offline(roles=("Team Lead",)).normalize(a_user({"rolesString": "team lead"}), Known())
     assert account.roles == ("Team Lead",)
 
 
@@ -307,7 +277,7 @@ def test_learned_names_are_unknown_until_the_directory_is_there(source: str) -> 
     """1.3: a miss makes the worker load the catalogue once; after that it is final."""
     connector = offline(**{source: True})
     with pytest.raises(NormalizationError) as refused:
-        connector.normalize(a_user({"rolesString": "team lead"}), Names())
+        connector.normalize(a_user({"rolesString": "team lead"}), Known())
     assert (refused.value.code, refused.value.names) == ("unknown_role", ("team lead",))
     assert ("settings" in str(refused.value)) is (source == "harvest")
     assert connector.normalize(a_user({"rolesString": "team lead"}), KNOWN).roles == ("Team Lead",)
@@ -315,7 +285,7 @@ def test_learned_names_are_unknown_until_the_directory_is_there(source: str) -> 
 
 def test_without_any_source_of_names_the_product_decides() -> None:
     """1.3: a target that knows no names must not refuse every user."""
-    account = offline().normalize(a_user({"rolesString": "Wizard; wizard ;Wizard"}), Names())
+    account = offline().normalize(a_user({"rolesString": "Wizard; wizard ;Wizard"}), Known())
     assert account.roles == ("Wizard", "wizard")
     assert any("No role names are known" in warning for warning in account.warnings)
 
@@ -483,7 +453,7 @@ async def test_a_role_that_vanished_since_the_catalogue_was_read_is_refused_by_n
     async with connected(url, token, roles=["Agent", "Team Lead", "Team Leader"]) as connector:
         await connector.load_directory()
         account = connector.normalize(
-            a_user({"rolesString": "team leader;Agent"}), Names({"role": ["Team Leader", "Agent"]})
+            a_user({"rolesString": "team leader;Agent"}), Known({"role": ["Team Leader", "Agent"]})
         )
         error = await refusal(connector.create(account, Delivery()))
     assert (type(error), error.code, error.names) == (Rejected, "unknown_role", ("Team Leader",))
@@ -496,7 +466,7 @@ async def test_a_team_that_vanished_is_refused_by_name(emulator: Any, token: Pat
     """1.4, as for roles."""
     _, url = emulator
     async with connected(url, token) as connector:
-        account = connector.normalize(a_user({"teamsString": "Faro"}), Names())
+        account = connector.normalize(a_user({"teamsString": "Faro"}), Known())
         error = await refusal(connector.create(account, Delivery()))
     assert (error.code, error.names, error.attribute) == ("unknown_team", ("Faro",), f"{EXTENSION}:teamsString")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from schemas.errors import (
     Unavailable,
 )
 from schemas.resources import User
+from tests.connectors.alone import Known, built, correctly_used, refusal, secret_file, users
 
 MANAGER = "Contoso Archive"
 
@@ -236,13 +237,6 @@ def test_reserved_ranges_are_not_assigned_and_odd_digits_are_no_crash() -> None:
 # The connector --------------------------------------------------------------------------------------------------------
 
 
-class NoNames:
-    """TeleMessage has no directory."""
-
-    def names(self, kind: str) -> Sequence[Mapping[str, Any] | str]:
-        return ()
-
-
 def a_user(number: str = "+44 7400 123456", **document: Any) -> User:
     """A user as the seven mappings of M8 send it."""
     return User.from_document(
@@ -261,57 +255,32 @@ def a_user(number: str = "+44 7400 123456", **document: Any) -> User:
 @pytest.fixture
 def token(tmp_path: Path) -> Path:
     """The credential of the target, in a file that can be changed."""
-    file = tmp_path / "token"
-    file.write_text("demo-token-telemessage")
-    file.chmod(0o600)
-    return file
+    return secret_file(tmp_path / "token", "demo-token-telemessage")
 
 
 @pytest.fixture
 async def emulator() -> AsyncIterator[tuple[TelemessageEmulator, str]]:
     """A running TeleMessage."""
-    emulator = TelemessageEmulator(rate_per_s=0)
-    async with running(emulator) as url:
-        yield emulator, url
-    assert not emulator.violations, list(emulator.violations)
+    async with correctly_used(TelemessageEmulator(rate_per_s=0)) as used:
+        yield used
 
 
 @contextlib.asynccontextmanager
 async def connected(url: str, token: Path, **options: Any) -> AsyncIterator[TeleMessage]:
     """The connector as a worker builds it."""
     table = {"base_url": url, "token": {"file": str(token)}, "manager_name": MANAGER, "allow_loopback": True, **options}
-    problems: list[str] = []
-    decoded = registry.decode_settings("telemessage", table, "targets.t.settings", problems)
-    assert not problems
-    connector, http = registry.build("telemessage", decoded, paced=options.get("paced", True))
-    assert isinstance(connector, TeleMessage)
-    assert http is not None
-    try:
+    async with built("telemessage", table, paced=True) as connector:
         yield connector
-    finally:
-        await connector.close()
-        await http.close()
 
 
 def wished(connector: TeleMessage, **document: Any) -> Account:
     """A normalized account."""
-    return connector.normalize(a_user(**document), NoNames())
+    return connector.normalize(a_user(**document), Known())
 
 
 def an_account(number: str = "447400123456", **fields: Any) -> Account:
     """An account without the detour over a user."""
     return Account(number=number, active=fields.pop("active", True), **fields)
-
-
-async def refusal(awaitable: Any) -> Any:
-    """The connector error of a step that must fail."""
-    with pytest.raises((Rejected, Gone, Blocked, Misconfigured, RateLimited, Unavailable)) as caught:
-        await awaitable
-    return caught.value
-
-
-def users(emulator: TelemessageEmulator) -> list[dict[str, Any]]:
-    return list(emulator.state()["users"].values())
 
 
 async def test_a_user_is_created_with_digits_manager_and_one_idempotency_key(emulator: Any, token: Path) -> None:
@@ -716,8 +685,8 @@ def test_unset_null_and_text_are_told_apart() -> None:
     """Schemas: unset keeps what the product holds, null clears it."""
     options = Settings(base_url="https://telemessage.example.com", token=Secret(env="T"), manager_name=MANAGER)
     connector = TeleMessage(options, registry.CallsNobody())
-    sent = connector.normalize(a_user(name={"givenName": None}, emails=[]), NoNames())
+    sent = connector.normalize(a_user(name={"givenName": None}, emails=[]), Known())
     assert (sent.first_name, sent.last_name, sent.email) == ("", UNSET, UNSET)
     assert sent.person() == {"firstName": ""}
-    cleared = connector.normalize(a_user(emails=None), NoNames())
+    cleared = connector.normalize(a_user(emails=None), Known())
     assert cleared.email == "", "what was mapped and is gone in Entra is cleared at the product (M20)"
