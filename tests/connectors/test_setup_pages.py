@@ -10,13 +10,10 @@ import pytest
 
 from connectors import registry, setup_pages
 from deploy.emulators import entra
-from gateway.cli import app
 from schemas.config import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = setup_pages.pages()
-TYPED = (*PAGES, ROOT / "README.md")
-COMMAND = re.compile(r"(?:`|^)(provgate(?: [^`#\n]+)?)(?:`| *#| *$)", re.MULTILINE)
 
 
 def text(page: Path) -> str:
@@ -83,26 +80,6 @@ def test_a_target_of_a_page_can_be_configured_as_it_stands(page: Path, example: 
     assert settings is not None
 
 
-def test_every_command_that_a_page_names_exists() -> None:
-    """Pages are typed after, word by word."""
-    named = {(page.name, command.strip()) for page in TYPED for command in COMMAND.findall(text(page))}
-
-    assert len(named) > 20
-    for page, command in sorted(named):
-        words = command.split()[1:]
-        if not words or words[0].startswith("-"):
-            continue
-        group = app
-        for word in words:
-            if word not in group:
-                break
-            group = group[word]
-        assert group.default_command is not None, f"{page}: {command}"
-        options = {option for word in words if (option := word.partition("=")[0]).startswith("--")}
-        known = {name for argument in group.assemble_argument_collection() for name in argument.names}
-        assert options <= known, f"{page}: {command} has no {options - known}"
-
-
 @pytest.mark.parametrize(
     ("page", "said"),
     [
@@ -114,21 +91,6 @@ def test_a_page_with_a_broken_mark_is_refused(page: str, said: str) -> None:
     """Better an error than a page that silently stays as it was."""
     with pytest.raises(ValueError, match=said):
         setup_pages.with_printed("talkdesk", page)
-
-
-def test_every_link_of_a_page_leads_somewhere() -> None:
-    """Files exist, and sections are called what the link says, as anchors are made of headings everywhere."""
-    for page in (*TYPED, ROOT / "connectors" / "README.md"):
-        for target in re.findall(r"\]\(([^)]+)\)", text(page)):
-            path, _, anchor = target.partition("#")
-            if "://" in path:
-                continue
-            file = page if not path else page.parent / path
-            assert file.exists(), f"{page.name}: {target}"
-            if anchor:
-                headings = re.findall(r"^#+ (.+)$", text(file), re.MULTILINE)
-                anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-                assert anchor in anchors, f"{page.name}: {target}"
 
 
 @pytest.mark.parametrize("name", ["talkdesk", "babelforce", "telemessage", "bobs_business", "sofa"])
