@@ -5,13 +5,10 @@ Only the message bus is short-circuited, and the clock is moved by hand: nothing
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import functools
 import itertools
-import tempfile
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,17 +29,17 @@ from schemas.config import BrakeSettings, TargetSettings
 from schemas.events import Outcome, ProvisioningEvent, decode_event
 from schemas.states import Circuit, Result, State
 from tests.connectors.alone import StaysOurs
+from tests.gateway.stand_ins import Background, HandClock, HeldBus, write_blank_store
 from workers import control
 from workers.delivery import deliver
 from workers.limits import NameCache
 
 TARGET = "it"
-NOON = 1_767_225_600.0
 ROUNDS_MAX = 40
 RESTING = (State.APPLIED, State.GONE, State.DEAD, State.REJECTED, State.HELD)
 
 
-class Driven:
+class Driven(HeldBus, HandClock):
     """One target.
 
     Attributes:
@@ -52,17 +49,17 @@ class Driven:
     """
 
     def __init__(self, store: Store, connector: Connector[Any, Any]) -> None:
+        HeldBus.__init__(self)
+        HandClock.__init__(self)
         self.store = store
         self.connector = connector
-        self.time = NOON
         self.dies = 0
         self.outcomes_seen: list[Outcome] = []
-        self.messages: dict[str, Message] = {}
         self._deliveries: dict[str, int] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._numbers = itertools.count(1)
         self.settings = {TARGET: TargetSettings(connector="x", brake=BrakeSettings(enabled=False))}
-        self.dispatcher = Dispatcher(store, self, self, self._spawn, lambda: self.settings)
+        self.dispatcher = Dispatcher(store, self, self, self._background.spawn, lambda: self.settings)
         self.outcomes = Outcomes(store, self, self, self.dispatcher, lambda: self.settings, jitter=lambda: 0.5)
         self.regrouping = Regrouping(
             store, self.dispatcher, self, lambda: self.settings, self.ask, lambda _: connector.spec, lambda _: True
@@ -80,39 +77,12 @@ class Driven:
             identity_paths=lambda target: tuple(connector.spec.identity),
         )
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     # ---- the clock and the bus (`dispatch.Clock`, `gateway.bus.Bus`)
 
-    def now(self) -> float:
-        return self.time
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(0)
-
-    def connected(self) -> bool:
-        return True
-
     async def publish(self, message: Message) -> Published:
-        if message.resource in self.messages:
+        if message.resource in self.sent:
             return Published.REFUSED
-        self.messages[message.resource] = message
-        return Published.STORED
-
-    async def holds(self, target: str, kind: str, resource: str) -> bool | None:
-        return resource in self.messages
-
-    async def outcomes_end(self) -> tuple[str, int] | None:
-        return ("one", 0)
-
-    async def outcomes_folded(self) -> tuple[str, int] | None:
-        return ("one", 0)
-
-    async def streams(self) -> dict[str, str] | None:
-        return {"PROV_WORK": "one"}
+        return await super().publish(message)
 
     async def probe(self, target: str) -> ProbeReply | None:
         said = msgspec.json.decode(await self.ask(target, {"do": "probe"}, 0.0), type=control.Answer)
@@ -122,12 +92,6 @@ class Driven:
         """What the worker answers to a question of the gateway."""
         served: Any = SimpleNamespace(connector=self.connector, directory=NameCache(None), spec=self.connector.spec)
         return await control.answer(served, msgspec.json.encode(question))
-
-    def announce_settled(self, resource: str) -> None:
-        """Nobody listens."""
-
-    def announce_dead(self, row: Row) -> None:
-        """Nobody listens."""
 
     # ---- what Entra does
 
@@ -164,15 +128,14 @@ class Driven:
         """Deliver everything that is out and what follows from it at once; what was reported."""
         said: list[Outcome] = []
         for _ in range(ROUNDS_MAX):
-            while self._tasks:
-                await asyncio.gather(*self._tasks)
-            if not self.messages:
+            await self._background.quiet()
+            if not self.sent:
                 return said
-            for resource, message in list(self.messages.items()):
+            for resource, message in list(self.sent.items()):
                 outcome = await self._delivered(message)
                 if outcome is None:
                     continue
-                del self.messages[resource]
+                del self.sent[resource]
                 said.append(outcome)
                 self.outcomes_seen.append(outcome)
                 await self.outcomes.fold(outcome)
@@ -252,24 +215,11 @@ def remove(*members: str) -> MemberChange:
     return MemberChange("remove", members)
 
 
-@functools.cache
-def _blank_store() -> bytes:
-    """A store with its tables and nothing in it: the migrations take a second, and are not what is tested here."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "blank.sqlite3"
-        asyncio.run(_made(path))
-        return path.read_bytes()
-
-
-async def _made(path: Path) -> None:
-    await Store.open(path).close()
-
-
 @contextlib.asynccontextmanager
 async def driven(folder: Path, connector: Connector[Any, Any]) -> AsyncIterator[Driven]:
     """A target with an empty store."""
     place = folder / f"{uuid.uuid4().hex}.sqlite3"
-    place.write_bytes(await asyncio.to_thread(_blank_store))
+    await write_blank_store(place)
     store = Store.open(place)
     try:
         yield Driven(store, connector)

@@ -29,7 +29,8 @@ from schemas.config_file import ConfigurationFile
 from schemas.specs import Spec
 from schemas.states import State
 from tests.conftest import NatsServer, free_port
-from tests.gateway.operated import Ended, _blank_store, _typed
+from tests.gateway.operated import Ended, _typed
+from tests.gateway.stand_ins import write_blank_store
 from tests.waiting import until
 from workers.app import Worker
 from workers.limits import CallLimit
@@ -187,7 +188,7 @@ async def compared(
     secret = folder / "secret"
     secret.write_text(f"demo-token-{product.name}")
     secret.chmod(0o600)
-    (folder / "provgate.sqlite3").write_bytes(await asyncio.to_thread(_blank_store))
+    await write_blank_store(folder / "provgate.sqlite3")
     source = folder / "provgate.toml"
     source.write_text("")
     loop = asyncio.get_running_loop()

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import io
 import itertools
 import os
 import socket
 import sys
-import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,6 @@ import uvicorn
 from msgspec import Struct
 
 from gateway.access import write_access_file
-from gateway.bus import Message, ProbeReply, Published
 from gateway.cli import main
 from gateway.configuration_api import configuration_router
 from gateway.dispatch import Dispatcher
@@ -37,12 +34,14 @@ from gateway.mail_api import mail_router
 from gateway.metrics import Metrics
 from gateway.notes_api import notes_router
 from gateway.notify import Notifier
-from gateway.operators import Services, create_app
+from gateway.operators import create_app
 from gateway.outcomes import Outcomes
+from gateway.services import Services
 from gateway.store import Store
 from schemas.config import BrakeSettings, MailSettings, TargetSettings
 from schemas.events import Outcome, Reason, Step, decode_event, identity
 from schemas.states import Change, Result, State
+from tests.gateway.stand_ins import Background, HeldBus, WallClock, write_blank_store
 
 TOKEN = "operator-token-of-this-test"
 ALPHA, BETA = "alpha", "beta"
@@ -55,53 +54,6 @@ ROLE = Reason(
     attribute="roles",
     names=("Wizard",),
 )
-
-
-class WallClock:
-    """The real time."""
-
-    def now(self) -> float:
-        return time.time()
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-
-class HeldBus:
-    """Keeps what is published. `up` false: NATS is away. `said`: what a worker answers to a probe, None for no answer."""
-
-    def __init__(self) -> None:
-        self.up = True
-        self.said: ProbeReply | None = ProbeReply(ok=True)
-        self.sent: dict[str, Message] = {}
-
-    def connected(self) -> bool:
-        return self.up
-
-    async def publish(self, message: Message) -> Published:
-        self.sent[message.resource] = message
-        return Published.STORED
-
-    async def holds(self, target: str, kind: str, resource: str) -> bool | None:
-        return resource in self.sent
-
-    async def outcomes_end(self) -> tuple[str, int] | None:
-        return None
-
-    async def outcomes_folded(self) -> tuple[str, int] | None:
-        return None
-
-    async def streams(self) -> dict[str, str] | None:
-        return None
-
-    async def probe(self, target: str) -> ProbeReply | None:
-        return self.said
-
-    def announce_settled(self, resource: str) -> None:
-        pass
-
-    def announce_dead(self, row: Row) -> None:
-        pass
 
 
 class Live:
@@ -144,7 +96,7 @@ class Operated:
     def __init__(self, folder: Path, store: Store) -> None:
         self.folder = folder
         self.store = store
-        self.bus = HeldBus()
+        self.bus = HeldBus(known=False)
         self.live = Live()
         self.workers: list[dict[str, Any]] = [worker_of(ALPHA, BETA)]
         self.configured = {
@@ -155,8 +107,8 @@ class Operated:
         self.url = ""
         clock = WallClock()
         count = itertools.count(1)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.dispatcher = Dispatcher(store, self.bus, clock, self._spawn, lambda: self.configured)
+        self._background = Background()
+        self.dispatcher = Dispatcher(store, self.bus, clock, self._background.spawn, lambda: self.configured)
         self.intake = Intake(
             store,
             self.dispatcher,
@@ -213,16 +165,10 @@ class Operated:
             counted=self.metrics.count_mail,
         )
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def settled(self) -> None:
         """Wait until nothing that was started in the background is left."""
         async with asyncio.timeout(WAIT_S):
-            while self._tasks:
-                await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._background.quiet(failing=False)
 
     # ---- resources
 
@@ -403,24 +349,11 @@ def wished_name(name: str) -> str:
     return identity("userName", f"{name}@contoso.example")
 
 
-@functools.cache
-def _blank_store() -> bytes:
-    """A store with its tables and nothing in it: the migrations take a second, and are not what is tested here."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "blank.sqlite3"
-        asyncio.run(_made(path))
-        return path.read_bytes()
-
-
-async def _made(path: Path) -> None:
-    await Store.open(path).close()
-
-
 @contextlib.asynccontextmanager
 async def operated(folder: Path) -> AsyncIterator[Operated]:
     """A gateway's operators' side, serving on a free port; its address and token lie in the folder."""
     folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 a moment, in a test
-    (folder / "store.sqlite3").write_bytes(await asyncio.to_thread(_blank_store))
+    await write_blank_store(folder / "store.sqlite3")
     here = Operated(folder, Store.open(folder / "store.sqlite3"))
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))

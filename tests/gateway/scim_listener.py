@@ -20,11 +20,10 @@ from msgspec import Struct
 from yarl import URL
 
 from connectors.contract import Connector, Delivery, Directory, Endpoint, Found, Identity
-from gateway.bus import Message, ProbeReply, Published
+from gateway.bus import Message, Published
 from gateway.dispatch import Dispatcher
 from gateway.intake import Intake, Waiters
 from gateway.keys import PEPPER_BYTES, Keys
-from gateway.lifecycle import Row
 from gateway.limits import Sources
 from gateway.listener import HttpServer, listen
 from gateway.outcomes import Outcomes
@@ -35,26 +34,16 @@ from schemas.errors import Gone, NormalizationError, Rejected, Unavailable
 from schemas.events import decode_event
 from schemas.resources import Group, User
 from schemas.specs import Attribute, Spec
-from tests.gateway.operated import _blank_store
+from tests.connectors.alone import Known, StaysOurs
+from tests.gateway.stand_ins import Background, HeldBus, WallClock, write_blank_store
 from workers.delivery import deliver
 
 START_WAIT_S = 10.0
 UNPACED = LimitSettings(requests_per_s_per_target="unlimited", refused_sign_ins_per_min_per_source="unlimited")
-STREAM = "stream-1"
 ALPHA, BETA = "alpha", "beta"
 USER = "urn:ietf:params:scim:schemas:core:2.0:User"
 GROUP = "urn:ietf:params:scim:schemas:core:2.0:Group"
 PATCH = "urn:ietf:params:scim:api:messages:2.0:PatchOp"
-
-
-class WallClock:
-    """The real time."""
-
-    def now(self) -> float:
-        return time.time()
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
 
 
 class NoSettings(Struct, frozen=True):
@@ -164,29 +153,14 @@ class GroupShelf(Shelf):
         self.groups.pop(group_id, None)
 
 
-class _Names:
-    def names(self, kind: str) -> Sequence[str]:
-        return ()
-
-    async def refresh(self) -> bool:
-        return False
-
-
-class _Owned:
-    def check(self) -> None:
-        return None
-
-
-class InstantBus:
+class InstantBus(HeldBus):
     """A bus whose only worker takes every event the moment it is published."""
 
     def __init__(self, connector: Shelf, spawn: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+        super().__init__()
         self.connector = connector
         self.spawn = spawn
         self.outcomes: Outcomes | None = None
-
-    def connected(self) -> bool:
-        return True
 
     async def publish(self, message: Message) -> Published:
         self.spawn(self._work(message))
@@ -197,35 +171,14 @@ class InstantBus:
             decode_event(message.body),
             delivery=1,
             connector=self.connector,
-            directory=_Names(),
-            owned=_Owned(),
+            directory=Known(),
+            owned=StaysOurs(),
             new_id=lambda: uuid.uuid4().hex,
             clock=time.time,
         )
         assert outcome is not None
         assert self.outcomes is not None
         await self.outcomes.fold(outcome)
-
-    async def holds(self, target: str, kind: str, resource: str) -> bool | None:
-        return False
-
-    async def outcomes_end(self) -> tuple[str, int] | None:
-        return (STREAM, 0)
-
-    async def outcomes_folded(self) -> tuple[str, int] | None:
-        return (STREAM, 0)
-
-    async def streams(self) -> dict[str, str] | None:
-        return {"PROV_WORK": STREAM}
-
-    async def probe(self, target: str) -> ProbeReply | None:
-        return ProbeReply(ok=True)
-
-    def announce_settled(self, resource: str) -> None:
-        return None
-
-    def announce_dead(self, row: Row) -> None:
-        return None
 
 
 class Answer(Struct):
@@ -356,21 +309,15 @@ async def listening(
     limits = limits or UNPACED
     path = folder / "store.sqlite3"
     if own and not path.exists():
-        path.write_bytes(await asyncio.to_thread(_blank_store))
+        await write_blank_store(path)
     store = store or Store.open(path)
-    tasks: set[asyncio.Task[None]] = set()
-
-    def spawn(work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
+    background = Background()
     clock = WallClock()
     settings = targets or {ALPHA: TargetSettings(connector="shelf"), BETA: TargetSettings(connector="shelf")}
     waiters = Waiters()
     shelf = shelf or Shelf()
-    bus = InstantBus(shelf, spawn)
-    dispatcher = Dispatcher(store, bus, clock, spawn, lambda: settings)
+    bus = InstantBus(shelf, background.spawn)
+    dispatcher = Dispatcher(store, bus, clock, background.spawn, lambda: settings)
     bus.outcomes = Outcomes(
         store,
         bus,
@@ -428,9 +375,7 @@ async def listening(
     finally:
         server.should_exit = True
         await serving
-        for task in list(tasks):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await background.end()
         talk.close()
         if own:
             await store.close()

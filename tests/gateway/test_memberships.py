@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import uuid
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 import pytest
 
 from connectors.contract import Delivery
-from gateway.bus import Message, ProbeReply, Published
+from gateway.bus import Message
 from gateway.dispatch import Dispatcher
 from gateway.intake import Answer, Intake, Waiters
 from gateway.lifecycle import Row
@@ -25,61 +25,15 @@ from schemas.errors import Unavailable
 from schemas.events import Outcome, decode_event
 from schemas.resources import User
 from schemas.states import State
-from tests.gateway.scim_listener import STREAM, GroupShelf, _Names, _Owned
+from tests.connectors.alone import Known, StaysOurs
+from tests.gateway.scim_listener import GroupShelf
+from tests.gateway.stand_ins import Background, HandClock, HeldBus
 from tests.gateway.test_store import location, postgres, postgres_url, store  # noqa: F401 - fixtures
 from workers.delivery import deliver
 
 TARGET = "shelf"
 NOBODY = "0b7fd5f4-0000-4000-8000-000000000000"
 ROUNDS_MAX = 50
-
-
-class HandClock:
-    """Time passes when a test says so."""
-
-    def __init__(self) -> None:
-        self.time = 1_767_225_600.0
-
-    def now(self) -> float:
-        return self.time
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(0)
-
-
-class HandBus:
-    """Keeps what is published until a test lets the worker have it."""
-
-    def __init__(self) -> None:
-        self.messages: list[Message] = []
-
-    def connected(self) -> bool:
-        return True
-
-    async def publish(self, message: Message) -> Published:
-        self.messages.append(message)
-        return Published.STORED
-
-    async def holds(self, target: str, kind: str, resource: str) -> bool | None:
-        return any(message.resource == resource for message in self.messages)
-
-    async def outcomes_end(self) -> tuple[str, int] | None:
-        return (STREAM, 0)
-
-    async def outcomes_folded(self) -> tuple[str, int] | None:
-        return (STREAM, 0)
-
-    async def streams(self) -> dict[str, str] | None:
-        return {"PROV_WORK": STREAM}
-
-    async def probe(self, target: str) -> ProbeReply | None:
-        return ProbeReply(ok=True)
-
-    def announce_settled(self, resource: str) -> None:
-        return None
-
-    def announce_dead(self, row: Row) -> None:
-        return None
 
 
 class LossyShelf(GroupShelf):
@@ -102,11 +56,11 @@ class Desk:
     def __init__(self, opened: Store) -> None:
         self.store = opened
         self.clock = HandClock()
-        self.bus = HandBus()
+        self.bus = HeldBus()
         self.shelf = LossyShelf()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         settings = {TARGET: TargetSettings(connector="shelf")}
-        self.dispatcher = Dispatcher(opened, self.bus, self.clock, self._spawn, lambda: settings)
+        self.dispatcher = Dispatcher(opened, self.bus, self.clock, self._background.spawn, lambda: settings)
         self.outcomes = Outcomes(opened, self.bus, self.clock, self.dispatcher, lambda: settings, jitter=lambda: 0.5)
         self.intake = Intake(
             opened,
@@ -122,24 +76,18 @@ class Desk:
         )
         self._numbers = itertools.count(1)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def quiet(self) -> None:
         """Until nothing runs by itself any more."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks)
+        await self._background.quiet()
 
     async def work(self) -> None:
         """Deliver what is out, and what follows from it, until there is nothing more."""
         for _ in range(ROUNDS_MAX):
             await self.quiet()
-            messages, self.bus.messages = self.bus.messages, []
+            messages, self.bus.sent = self.bus.sent, {}
             if not messages:
                 return
-            for message in messages:
+            for message in messages.values():
                 await self.outcomes.fold(await self.delivered(message))
         raise AssertionError("the engine does not come to rest")
 
@@ -149,8 +97,8 @@ class Desk:
             decode_event(message.body),
             delivery=1,
             connector=self.shelf,
-            directory=_Names(),
-            owned=_Owned(),
+            directory=Known(),
+            owned=StaysOurs(),
             new_id=lambda: uuid.uuid4().hex,
             clock=self.clock.now,
         )
@@ -406,7 +354,7 @@ async def test_a_change_in_the_middle_of_a_large_one_is_not_lost(desk: Desk) -> 
     crowd = await desk.crowd(MEMBERS_PER_EVENT_MAX + 50)
     group = await desk.group(*crowd)
     await desk.quiet()
-    assert len(desk.bus.messages) == 1
+    assert len(desk.bus.sent) == 1
     last = sorted(crowd)[-10:]
 
     taken(await desk.patch(group, remove(*last)))
@@ -477,7 +425,7 @@ async def test_somebody_removed_while_the_add_is_on_its_way_is_taken_out_again(d
     await desk.work()
     taken(await desk.patch(group, add(two)))
     await desk.quiet()
-    assert len(desk.bus.messages) == 1  # the add is out
+    assert len(desk.bus.sent) == 1  # the add is out
 
     taken(await desk.patch(group, remove(two)))
     await desk.work()
@@ -492,7 +440,7 @@ async def test_somebody_added_again_while_the_removal_is_on_its_way_is_put_back(
     await desk.work()
     taken(await desk.patch(group, remove(two)))
     await desk.quiet()
-    assert len(desk.bus.messages) == 1
+    assert len(desk.bus.sent) == 1
 
     taken(await desk.patch(group, add(two)))
     await desk.work()

@@ -16,7 +16,7 @@ from schemas.config import load
 from schemas.config_file import ConfigurationFile
 from schemas.states import State
 from tests.conftest import NatsServer, free_port
-from tests.gateway.operated import _blank_store
+from tests.gateway.stand_ins import write_blank_store
 from tests.waiting import until
 from workers.app import Worker
 
@@ -42,7 +42,7 @@ async def test_a_row_that_is_added_to_the_file_makes_a_stored_group_and_one_that
     product = SofaEmulator(rate_per_s=0)
     (tmp_path / "secret").write_text("demo-token-sofa")
     (tmp_path / "secret").chmod(0o600)
-    (tmp_path / "provgate.sqlite3").write_bytes(await asyncio.to_thread(_blank_store))
+    await write_blank_store(tmp_path / "provgate.sqlite3")
     ports = free_port(), free_port()
     loop = asyncio.get_running_loop()
     async with running(product) as url:
