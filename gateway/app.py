@@ -33,17 +33,19 @@ from gateway.keys import Keys, pepper_in
 from gateway.lifecycle import Row
 from gateway.limits import Overload, SheddingReports, Sources
 from gateway.listener import HttpServer, allow_open_files, listen
+from gateway.live_api import end_streams
 from gateway.mail_api import mail_router
 from gateway.metrics import Metrics
 from gateway.notes_api import notes_router
 from gateway.notify import Notifier
-from gateway.operators import Services, create_app, end_streams
+from gateway.operators import create_app
 from gateway.outcomes import Outcomes
 from gateway.reconcile import LOOK_EVERY_S, Reconciler
 from gateway.refusals import RefusedSignIns
 from gateway.regrouping import Regrouping
 from gateway.reports_api import reports_router
 from gateway.scim_app import Edge, ScimParts, scim_app
+from gateway.services import Services
 from gateway.store import Store
 from schemas.config import Configuration, TargetSettings
 from schemas.config_file import CONFIG_LOOK_EVERY_S, ConfigurationFile
@@ -155,6 +157,7 @@ class Gateway:
         self.base = file.path.resolve().parent
         self.targets: Mapping[str, TargetSettings] = config.targets
         self.mail = config.mail
+        self._leaving_shadow = {name for name, settings in config.targets.items() if not settings.shadow}
         self.stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -290,7 +293,7 @@ class Gateway:
         write_access_file(self.base, _url(operator_socket), token)
         if self.config.store.url is None:
             await self.reconciler.take_over()
-        await self._leave_shadow(name for name, settings in self.targets.items() if not settings.shadow)
+        await self._leave_shadow()
         self.spawn(self._connect_and_fold())
         self.spawn(self._for_ever("sweep", self._sweep))
         self.spawn(self._for_ever("reconcile", self._look_at_products))
@@ -359,16 +362,17 @@ class Gateway:
             return False
         return self.bus.connected() and self.presences.serves(target)
 
-    async def _leave_shadow(self, names: Iterable[str]) -> None:
-        """What was only rehearsed at these targets is due now, and delivered for real."""
+    async def _leave_shadow(self) -> None:
+        """What was only rehearsed is due now, and delivered for real; a target stays to be done when the store is away."""
         now = time.time()
-        for name in names:
+        for name in sorted(self._leaving_shadow):
             count = 0
             while part := await self.store.run(lambda ledger, name=name: ledger.leave_shadow(name, now)):  # type: ignore[misc]
                 count += part
             if count:
                 log.warning("shadow.left", target=name, changes=count)
                 self.dispatcher.kick(name)
+            self._leaving_shadow.discard(name)
 
     async def _look_at_products(self) -> None:
         await asyncio.sleep(LOOK_EVERY_S)
@@ -391,17 +395,17 @@ class Gateway:
                 log.error("config.refused", problems=len(exc.problems), detail=str(exc))
                 self.notifier.kick()
                 continue
-            if fresh is None:
-                continue
-            was, self.targets, self.mail = self.targets, fresh.targets, fresh.mail
-            self.presences.hear_again(name for name in fresh.targets if name not in was)
-            self.metrics.know(fresh.targets)
-            await self._leave_shadow(
-                name
-                for name, settings in fresh.targets.items()
-                if not settings.shadow and (name not in was or was[name].shadow)
-            )
-            log.info("config.changed", targets=len(fresh.targets))
+            if fresh is not None:
+                was, self.targets, self.mail = self.targets, fresh.targets, fresh.mail
+                self.presences.hear_again(name for name in fresh.targets if name not in was)
+                self.metrics.know(fresh.targets)
+                self._leaving_shadow = {
+                    name
+                    for name, settings in fresh.targets.items()
+                    if not settings.shadow and (name not in was or was[name].shadow or name in self._leaving_shadow)
+                }
+                log.info("config.changed", targets=len(fresh.targets))
+            await self._leave_shadow()
 
     def _store_location(self) -> str | Path:
         store = self.config.store

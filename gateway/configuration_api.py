@@ -14,11 +14,9 @@ from litestar.params import FromPath, RawBody
 from msgspec import Meta, Struct
 
 from gateway import explanations as explain
-from gateway.ledger import Ledger
-from gateway.operators import ACTOR, PREFIX, OperatorError, Services
+from gateway.services import PREFIX, OperatorError, Sentence, Services, known, order_of, record
 from schemas.configured import CONFIGURE_WAIT_S, Configured, Difference
 
-Sentence = Annotated[str, Meta(max_length=1_000)]
 _STATUS = {"not_needed": 409, "no_configuration": 409, "changed_meanwhile": 409, "shadow": 409}
 """What the operator can do something about; everything else is the product's answer."""
 
@@ -53,11 +51,8 @@ def configuration_router(services: Services) -> Router:
     @post("/targets/{name:str}/configuration", status_code=200)
     async def write_configuration(name: FromPath[str], body: RawBody) -> ConfigurationView:
         """Write what differs, read it again, and have an open circuit tried at once."""
-        _known(services, name)
-        try:
-            order = msgspec.json.decode(body or b"{}", type=ConfigureOrder)
-        except msgspec.DecodeError as exc:
-            raise OperatorError(400, f"The order cannot be read: {exc}") from None
+        known(services, name)
+        order = order_of(body, ConfigureOrder)
         if services.targets()[name].shadow:
             raise OperatorError(409, f"{name} is in shadow mode: nothing is written at the product.")
         try:
@@ -79,7 +74,7 @@ def configuration_router(services: Services) -> Router:
 
 async def _asked(services: Services, name: str, question: dict[str, str]) -> Configured:
     """Raises: OperatorError 404 for an unknown target, 503 when no worker answered, or not in words known here."""
-    _known(services, name)
+    known(services, name)
     connected = services.dispatcher.bus.connected()
     answer = await services.ask_worker(name, question, CONFIGURE_WAIT_S) if connected else None
     if answer is None:
@@ -112,25 +107,10 @@ def _view(services: Services, name: str, said: Configured) -> ConfigurationView:
 
 async def _record(services: Services, name: str, reason: str, said: Configured | None) -> None:
     """`ok` null: nobody knows."""
-
-    def job(ledger: Ledger) -> None:
-        ledger.audit(
-            at=services.clock.now(),
-            actor=ACTOR,
-            action="configuration.written",
-            target=name,
-            subject=name,
-            detail={
-                "reason": reason,
-                "ok": None if said is None else said.ok,
-                "code": "no_answer" if said is None else said.code,
-                "changed": [] if said is None else [one.path for one in said.changed],
-            },
-        )
-
-    await services.store.run(job)
-
-
-def _known(services: Services, name: str) -> None:
-    if name not in services.targets():
-        raise OperatorError(404, explain.no_target(name, services.targets()))
+    detail = {
+        "reason": reason,
+        "ok": None if said is None else said.ok,
+        "code": "no_answer" if said is None else said.code,
+        "changed": [] if said is None else [one.path for one in said.changed],
+    }
+    await record(services, "configuration.written", name, detail)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated
 
-import msgspec
 from litestar import Router, get, post
 from litestar.params import FromQuery, RawBody
 from msgspec import Meta, Struct
 
-from gateway.ledger import Ledger
 from gateway.mails_store import LISTED_MAX, Mail, MailHealth, Outbox, health_of, listed_mails, outbox, retry_failed
 from gateway.notify import Notifier, Tested
-from gateway.operators import ACTOR, PREFIX, OperatorError, Services
+from gateway.services import ACTOR, PREFIX, OperatorError, ReasonOrder, Services, limit_of, order_of, record
 from gateway.smtp import MailProblem
 from gateway.store import Reader, Transaction
 from schemas.config import mail_address
 
 LIST_DEFAULT = 50
-T = TypeVar("T")
 STATES = ("waiting", "sent", "failed")
 
 
@@ -26,12 +23,6 @@ class TestOrder(Struct, frozen=True, forbid_unknown_fields=True):
     """Send a test mail; without `to`: to everybody who is told anything."""
 
     to: Annotated[str, Meta(max_length=320)] = ""
-
-
-class ReasonOrder(Struct, frozen=True, forbid_unknown_fields=True):
-    """An act that may say why."""
-
-    reason: Annotated[str, Meta(max_length=1_000)] = ""
 
 
 class MailStatusView(Struct, frozen=True, kw_only=True):
@@ -121,11 +112,10 @@ def mail_router(services: Services, notifier: Notifier) -> Router:
         state = in_state
         if state is not None and state not in STATES:
             raise OperatorError(400, f"state must be one of {', '.join(STATES)}.")
-        if not 1 <= limit <= LISTED_MAX:
-            raise OperatorError(400, f"limit must be 1 to {LISTED_MAX}.")
+        most = limit_of(limit, LISTED_MAX)
 
         def query(reader: Reader) -> tuple[list[Mail], Outbox]:
-            return listed_mails(reader, state, limit), outbox(reader)
+            return listed_mails(reader, state, most), outbox(reader)
 
         mails, box = await services.store.read_slow(query)
         counts = {"waiting": box.waiting, "sent": box.sent, "failed": box.failed}
@@ -135,7 +125,7 @@ def mail_router(services: Services, notifier: Notifier) -> Router:
     @post("/mail/test", status_code=200)
     async def test_mail(body: RawBody) -> TestedView:
         """Send a test mail right away, and say what the server said."""
-        order = _order(body, TestOrder)
+        order = order_of(body, TestOrder)
         if order.to and not mail_address(order.to):
             raise OperatorError(400, "That is no plain mail address; it looks like ops@example.com.")
         now = services.clock.now()
@@ -144,17 +134,13 @@ def mail_router(services: Services, notifier: Notifier) -> Router:
         except MailProblem as exc:
             raise OperatorError(409, f"No test mail was sent: {exc}.") from None
 
-        def job(ledger: Ledger) -> None:
-            detail = {one.recipient: one.outcome for one in tested}
-            ledger.audit(at=now, actor=ACTOR, action="mail.tested", target="", subject="mail", detail=detail)
-
-        await services.store.run(job)
+        await record(services, "mail.tested", "", {one.recipient: one.outcome for one in tested}, subject="mail")
         return TestedView(now, all(one.outcome == "sent" for one in tested), tuple(tested))
 
     @post("/mail/retry", status_code=200)
     async def retry_mails(body: RawBody) -> RetriedView:
         """Have every mail that was given up tried again."""
-        order, now = _order(body, ReasonOrder), services.clock.now()
+        order, now = order_of(body, ReasonOrder), services.clock.now()
 
         def job(ledger: Transaction) -> int:
             count = retry_failed(ledger, now)
@@ -165,13 +151,6 @@ def mail_router(services: Services, notifier: Notifier) -> Router:
         return RetriedView(now, await services.store.run(job))
 
     return Router(PREFIX, route_handlers=[show_mail, list_mails, test_mail, retry_mails])
-
-
-def _order(body: bytes, type_: type[T]) -> T:
-    try:
-        return msgspec.json.decode(body or b"{}", type=type_)
-    except msgspec.DecodeError as exc:
-        raise OperatorError(400, f"The order cannot be read: {exc}") from None
 
 
 def _view(mail: Mail) -> MailView:

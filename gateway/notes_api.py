@@ -13,11 +13,12 @@ from litestar import Router, get, post
 from litestar.params import FromPath, FromQuery, RawBody
 from msgspec import Struct
 
-from gateway.explanations import mask_identity, mask_message, no_target, sentence_of
+from gateway.dead_api import UNREASONED_MAX, MoveOrder
+from gateway.explanations import mask_identity, mask_message, sentence_of
 from gateway.ledger import Ledger
 from gateway.lifecycle import Row
-from gateway.operators import ACTOR, PREFIX, UNREASONED_MAX, MoveOrder, OperatorError, Services
 from gateway.records import NoteRecord
+from gateway.services import ACTOR, PREFIX, OperatorError, Services, known, limit_of, order_of, record
 from gateway.store import Reader
 from gateway.views import Moved, Skipped
 from schemas.events import Note
@@ -73,11 +74,6 @@ class NoteLines(Struct, frozen=True):
 def notes_router(services: Services) -> Router:
     """The routes of this module, to be put beside the operators' others."""
 
-    def known(name: str) -> str:
-        if name not in services.targets():
-            raise OperatorError(404, no_target(name, services.targets()))
-        return name
-
     async def kinds_of(name: str) -> tuple[NoteKind, ...]:
         body = await services.store.read(lambda reader: reader.spec(name))
         try:
@@ -88,7 +84,7 @@ def notes_router(services: Services) -> Router:
     @get("/targets/{name:str}/notes")
     async def show_notes(name: FromPath[str]) -> NotesView:
         """Which kinds there are, and how many of each."""
-        kinds = await kinds_of(known(name))
+        kinds = await kinds_of(known(services, name))
         counts = await services.store.read_slow(lambda reader: reader.note_counts(name))
         seen = (*kinds, *(NoteKind(code, "") for code in counts if all(kind.code != code for kind in kinds)))
         views = tuple(
@@ -111,14 +107,13 @@ def notes_router(services: Services) -> Router:
         show_values: FromQuery[bool] = False,
     ) -> NoteLines:
         """Resources with one kind of note, page by page."""
-        known(name)
-        if not 1 <= limit <= LISTED_MAX:
-            raise OperatorError(400, f"limit must be 1 to {LISTED_MAX}.")
-        if show_values and after == 0:
-            await record(name, "values.shown", {"notes": class_})
+        known(services, name)
+        most = limit_of(limit, LISTED_MAX)
+        if show_values:  # each page, because any page may be asked for first
+            await record(services, "values.shown", name, {"notes": class_, "after": after})
 
         def query(reader: Reader) -> tuple[NoteLine, ...]:
-            found = reader.notes(name, class_, after, limit)
+            found = reader.notes(name, class_, after, most)
             return tuple(_line(n, row, note, show_values=show_values) for n, row, note in found)
 
         return NoteLines(await services.store.read_slow(query))
@@ -126,24 +121,13 @@ def notes_router(services: Services) -> Router:
     @post("/targets/{name:str}/notes/{code:str}/done", status_code=200)
     async def end_notes(name: FromPath[str], code: FromPath[str], body: RawBody) -> Moved:
         """A person has dealt with these; what is noted in their place keeps deliveries from doing it again."""
-        kind = next((one for one in await kinds_of(known(name)) if one.code == code and one.done), None)
+        kind = next((one for one in await kinds_of(known(services, name)) if one.code == code and one.done), None)
         if kind is None:
             raise OperatorError(409, f"There is nothing to be done about notes {sentence_of(code)!r} of {name}.")
-        try:
-            order = msgspec.json.decode(body or b"{}", type=MoveOrder)
-        except msgspec.DecodeError as exc:
-            raise OperatorError(400, f"The order cannot be read: {exc}") from None
+        order = order_of(body, MoveOrder)
         if len(order.ids) > UNREASONED_MAX and not order.reason.strip():
             raise OperatorError(400, f"More than {UNREASONED_MAX} at once need a reason.")
         return await services.store.run(lambda ledger: _end(ledger, name, kind, order, services.clock.now()))
-
-    async def record(target: str, action: str, detail: dict[str, Any]) -> None:
-        now = services.clock.now()
-        await services.store.run(
-            lambda ledger: ledger.audit(
-                at=now, actor=ACTOR, action=action, target=target, subject=target, detail=detail
-            )
-        )
 
     return Router(PREFIX, route_handlers=[show_notes, list_notes, end_notes])
 

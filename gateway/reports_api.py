@@ -5,25 +5,20 @@ A person's values are masked unless they are asked for, and that is recorded; ob
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-import msgspec
 from litestar import Router, delete, get, post
 from litestar.params import FromPath, FromQuery, RawBody
 from msgspec import Meta, Struct
 
 from gateway import entra_export
 from gateway.comparison import MATCH_CLASSES, ComparisonFailed, Progress, Wish
-from gateway.explanations import no_target
-from gateway.operators import ACTOR, OperatorError, Services
 from gateway.reconcile import Match, Reconciler, masked
 from gateway.reports_store import FINDINGS_LISTED_MAX, Report, kept_findings, last_report, runs
+from gateway.services import ACTOR, PREFIX, OperatorError, Sentence, Services, known, limit_of, order_of, record
 from gateway.spool import Finding
 from schemas.comparison import DOCUMENTS_PER_QUESTION_MAX
 from schemas.specs import Spec
-
-T = TypeVar("T")
-Sentence = Annotated[str, Meta(max_length=1_000)]
 
 
 class ReconcileOrder(Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,13 +99,8 @@ class FindingsView(Struct, frozen=True):
 def reports_router(services: Services, reconciler: Reconciler) -> Router:
     """The routes of this module, to be put beside the operators' others."""
 
-    def known(name: str) -> str:
-        if name not in services.targets():
-            raise OperatorError(404, no_target(name, services.targets()))
-        return name
-
     def comparable(name: str) -> str:
-        known(name)
+        known(services, name)
         if not reconciler.can_list(name):
             raise OperatorError(
                 409,
@@ -127,32 +117,24 @@ def reports_router(services: Services, reconciler: Reconciler) -> Router:
     def shown(match: Match) -> MatchView:
         return _match_view(match, reconciler.spec_of(match.target))
 
-    async def record(action: str, target: str, detail: dict[str, Any]) -> None:
-        now = services.clock.now()
-        await services.store.run(
-            lambda ledger: ledger.audit(
-                at=now, actor=ACTOR, action=action, target=target, subject=target, detail=detail
-            )
-        )
-
     @post("/targets/{name:str}/reconcile", status_code=202)
     async def start_reconcile(name: FromPath[str], body: RawBody) -> ReconcileView:
         """Begin a comparison, unless one is under way."""
-        order = _order(body, ReconcileOrder)
+        order = order_of(body, ReconcileOrder)
         comparable(name)
         if order.approve and not (order.repair and order.reason.strip()):
             raise OperatorError(400, "An approval goes with a repair, and needs a reason.")
         if name in reconciler.running:
             raise OperatorError(409, f"{name} is being compared already; see how far it is, or wait for its end.")
         detail = {"repair": order.repair, "approve": order.approve, "reason": order.reason}
-        await record("reconcile.started", name, detail)
+        await record(services, "reconcile.started", name, detail)
         run = reconciler.start(name, repair=order.repair, approved=order.approve, actor=ACTOR, reason=order.reason)
         return ReconcileView(at=services.clock.now(), target=name, running=True, run_id=run.id, progress=run.progress)
 
     @get("/targets/{name:str}/reconcile")
     async def show_reconcile(name: FromPath[str], run_id: FromQuery[str] = "") -> ReconcileView:
         """How far a comparison is, and the last report; the one of `run_id` if it ended here."""
-        run = reconciler.running.get(known(name))
+        run = reconciler.running.get(known(services, name))
         ended = reconciler.ended.get(name)
         if ended is not None and ended.id == run_id:
             report = ended.report
@@ -173,8 +155,8 @@ def reports_router(services: Services, reconciler: Reconciler) -> Router:
     @post("/targets/{name:str}/reconcile/refuse", status_code=200)
     async def refuse_repair(name: FromPath[str], body: RawBody) -> ReconcileView:
         """Say no to a repair that waits for an operator; what differs stays as it is."""
-        order = _order(body, RefuseOrder)
-        refused = await reconciler.refuse(known(name), actor=ACTOR, reason=order.reason)
+        order = order_of(body, RefuseOrder)
+        refused = await reconciler.refuse(known(services, name), actor=ACTOR, reason=order.reason)
         if refused is None:
             raise OperatorError(409, f"No repair of {name} waits for an answer.")
         next_at = reconciler.next_after(name, refused)
@@ -183,7 +165,7 @@ def reports_router(services: Services, reconciler: Reconciler) -> Router:
     @get("/targets/{name:str}/reconcile/runs")
     async def list_runs(name: FromPath[str]) -> RunsView:
         """The comparisons of a target that are kept."""
-        known(name)
+        known(services, name)
         found, last = await services.store.read_slow(lambda reader: (runs(reader, name), last_report(reader, name)))
         next_at = reconciler.next_after(name, last)
         return RunsView(at=services.clock.now(), target=name, next_at=next_at, runs=tuple(found))
@@ -196,8 +178,8 @@ def reports_router(services: Services, reconciler: Reconciler) -> Router:
         limit: FromQuery[int] = FINDINGS_LISTED_MAX,
     ) -> FindingsView:
         """What differed at the last comparison, page by page."""
-        known(name)
-        most = _limit(limit)
+        known(services, name)
+        most = limit_of(limit, FINDINGS_LISTED_MAX)
         found = await services.store.read_slow(
             lambda reader: kept_findings(reader, name, class_=class_, after=after, limit=most)
         )
@@ -206,16 +188,16 @@ def reports_router(services: Services, reconciler: Reconciler) -> Router:
     @post("/targets/{name:str}/match", status_code=201)
     async def start_match(name: FromPath[str], body: RawBody) -> MatchView:
         """Begin a match report."""
-        order = _order(body, MatchOrder)
+        order = order_of(body, MatchOrder)
         comparable(name)
-        await record("match.started", name, {"handed_in": order.handed_in})
+        await record(services, "match.started", name, {"handed_in": order.handed_in})
         return shown(reconciler.match(name, from_store=not order.handed_in))
 
     @post("/matches/{match_id:str}/users", status_code=200)
     async def hand_in(match_id: FromPath[str], body: RawBody) -> MatchView:
         """Hand in exported users; they are normalized at once."""
         match = match_of(match_id)
-        order = _order(body, UsersOrder)
+        order = order_of(body, UsersOrder)
         if match.state != "open":
             raise OperatorError(409, "This report takes no more users.")
         spec = reconciler.spec_of(match.target)
@@ -254,13 +236,14 @@ def reports_router(services: Services, reconciler: Reconciler) -> Router:
     ) -> FindingsView:
         """Lines of a match report, page by page."""
         match = match_of(match_id)
-        most = _limit(limit)
+        most = limit_of(limit, FINDINGS_LISTED_MAX)
         if class_ is not None and class_ not in MATCH_CLASSES:
             raise OperatorError(400, f"class_ must be one of {', '.join(MATCH_CLASSES)}.")
         if match.state != "done":
             raise OperatorError(409, "This report is not done yet.")
-        if show_values and after == 0:
-            await record("values.shown", match.target, {"match": match.id, "class": class_ or ""})
+        if show_values:  # each page, because any page may be asked for first
+            detail = {"match": match.id, "class": class_ or "", "after": after}
+            await record(services, "values.shown", match.target, detail)
         found = await match.findings(class_=class_, after=after, limit=most)
         return FindingsView(tuple(one if show_values else masked(one) for one in found))
 
@@ -283,20 +266,7 @@ def reports_router(services: Services, reconciler: Reconciler) -> Router:
         list_matches,
         forget,
     ]
-    return Router("/api/v1", route_handlers=handlers)
-
-
-def _order(body: bytes, type_: type[T]) -> T:
-    try:
-        return msgspec.json.decode(body or b"{}", type=type_)
-    except msgspec.DecodeError as exc:
-        raise OperatorError(400, f"The order cannot be read: {exc}") from None
-
-
-def _limit(limit: int) -> int:
-    if not 1 <= limit <= FINDINGS_LISTED_MAX:
-        raise OperatorError(400, f"limit must be 1 to {FINDINGS_LISTED_MAX}.")
-    return limit
+    return Router(PREFIX, route_handlers=handlers)
 
 
 def _match_view(match: Match, spec: Spec | None) -> MatchView:

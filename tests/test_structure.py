@@ -45,6 +45,12 @@ HOMES: dict[str, tuple[str, ...]] = {
     "litestar": (
         "gateway/scim_app.py",
         "gateway/operators.py",
+        "gateway/services.py",
+        "gateway/targets_api.py",
+        "gateway/plans_api.py",
+        "gateway/dead_api.py",
+        "gateway/keys_api.py",
+        "gateway/live_api.py",
         "gateway/reports_api.py",
         "gateway/configuration_api.py",
         "gateway/mail_api.py",

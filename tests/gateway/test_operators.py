@@ -12,17 +12,12 @@ import httpx
 import pytest
 
 from gateway.bus import ProbeReply
+from gateway.dead_api import IDS_MAX, UNREASONED_MAX
 from gateway.explanations import mask, mask_message
 from gateway.lifecycle import TargetRow, open_circuit
-from gateway.operators import (
-    IDS_MAX,
-    LIST_MAX,
-    STREAM_QUEUE_MAX,
-    TOKEN_CHARS_MIN,
-    UNREASONED_MAX,
-    create_app,
-    end_streams,
-)
+from gateway.live_api import STREAM_QUEUE_MAX, end_streams
+from gateway.operators import create_app
+from gateway.services import LIST_MAX, TOKEN_CHARS_MIN
 from schemas.config import TargetSettings
 from schemas.events import Reason
 from schemas.states import Circuit, Result, State
