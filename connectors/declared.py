@@ -17,8 +17,9 @@ from msgspec import UNSET, Meta, Struct
 
 from connectors.contract import Auth, Delivery, VendorHttp
 from connectors.http import Basic, Bearer, ClientCredentials, address_problem
+from connectors.scim_paths import ScimPath, taken_apart
 from schemas.config import Mistakes, Secret
-from schemas.resources import ENTERPRISE_SCHEMA, USER_SCHEMA, Address, Enterprise, Manager, Name, User
+from schemas.resources import ENTERPRISE_SCHEMA, Address, Enterprise, Manager, Name, User
 from schemas.specs import RateLimit
 
 FIELDS_MAX = 200
@@ -60,31 +61,7 @@ KNOWN_PATHS: tuple[str, ...] = (
 MANAGER = f"{ENTERPRISE_SCHEMA}:manager"
 """Arrives as an id of this gateway, and leaves as the product's own (`Delivery.resolve`)."""
 
-_PATH = re.compile(
-    r"(?:(?P<urn>urn:[A-Za-z0-9][A-Za-z0-9.:_-]*):)?(?P<name>[A-Za-z$][\w$-]*)"
-    r'(?:\[type eq "(?P<type>[^"\\]{1,40})"\])?(?:\.(?P<sub>[A-Za-z$][\w$-]*))?',
-    re.ASCII,
-)
 _HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,63}")
-
-
-class ScimPath(Struct, frozen=True):
-    """A path as PATCH spells it, taken apart: `urn:name[type eq "type"].sub`; empty where there is no such part."""
-
-    urn: str
-    name: str
-    type: str
-    sub: str
-
-
-@functools.lru_cache(maxsize=4 * FIELDS_MAX)
-def taken_apart(path: str) -> ScimPath | None:
-    """The parts of a path, None when it is none."""
-    parts = _PATH.fullmatch(path)
-    if parts is None:
-        return None
-    urn = parts["urn"] or ""
-    return ScimPath("" if urn == USER_SCHEMA else urn, parts["name"], parts["type"] or "", parts["sub"] or "")
 
 
 def path_problem(path: str) -> str:

@@ -8,12 +8,12 @@ RFC 9865). What the product says of itself in its ServiceProviderConfig is compa
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from connectors.contract import (
     Connector,
@@ -27,23 +27,7 @@ from connectors.contract import (
     VendorHttp,
     VendorResponse,
 )
-from connectors.declared import (
-    ADDRESS_PARTS,
-    ENTERPRISE_NAMES,
-    FIELDS_MAX,
-    MANAGER,
-    NAME_PARTS,
-    SINGLE,
-    TITLE_CHARS_MAX,
-    CallRate,
-    ScimPath,
-    SignIn,
-    address_mistakes,
-    did_you_mean,
-    path_problem,
-    read,
-    taken_apart,
-)
+from connectors.declared import MANAGER, did_you_mean, read
 from connectors.http import error_of
 from connectors.scanned import Row, Scanned
 from connectors.scim import (
@@ -59,209 +43,19 @@ from connectors.scim import (
     unless_changed,
     version_of,
 )
-from schemas.config import Mistakes
+from connectors.scim_paths import has_entry_at, held_at, parts_of, put_at
+from connectors.scim_settings import CONCURRENCY, DEFAULT_ATTRIBUTES, TITLE, Settings, feature_findings
 from schemas.errors import Conflict, Gone, Misconfigured, NormalizationError, Rejected, Unavailable
 from schemas.events import identity, split_identity
-from schemas.resources import ENTERPRISE_SCHEMA, GROUP_SCHEMA, USER_SCHEMA, Group, User, text
+from schemas.resources import GROUP_SCHEMA, USER_SCHEMA, Group, User, text
 from schemas.specs import Attribute, Spec
 
-TITLE = "SCIM product"
 PAGES_MAX = 1_000
 """Pages of one list; a product with more accounts than they hold needs filters, or larger pages."""
-CONCURRENCY = 8
-DEFAULT_ATTRIBUTES = (
-    "userName",
-    "externalId",
-    "active",
-    "displayName",
-    "title",
-    "preferredLanguage",
-    "name.givenName",
-    "name.familyName",
-    "name.formatted",
-    'emails[type eq "work"].value',
-    'phoneNumbers[type eq "work"].value',
-    'phoneNumbers[type eq "mobile"].value',
-    'phoneNumbers[type eq "fax"].value',
-    'addresses[type eq "work"].formatted',
-    'addresses[type eq "work"].streetAddress',
-    'addresses[type eq "work"].locality',
-    'addresses[type eq "work"].region',
-    'addresses[type eq "work"].postalCode',
-    'addresses[type eq "work"].country',
-    f"{ENTERPRISE_SCHEMA}:employeeNumber",
-    f"{ENTERPRISE_SCHEMA}:department",
-)
-"""Entra's default mapping without the manager, whose value is an id of this gateway."""
-
 NOBODY = "provgate-check-nobody"
 """Looked up by `check`."""
-Constant = str | bool | int
-_FILTER_PATH = re.compile(r'[A-Za-z$][\w.:$-]*(\[type eq "[^"\\]{1,40}"\])?(\.[A-Za-z$][\w$-]*)?', re.ASCII)
-_KIND_PATH = re.compile(r"/[A-Za-z0-9_.-]{1,60}")
 _NO_PATCH = (405, 501)
 _REFUSALS = (400, 409, 422)
-_FRAME_NAMES = (
-    "id", "externalId", "meta", "schemas", "location", "version", "userName", "displayName", "active", "members", "value", "type",
-    "Resources", "totalResults", "nextCursor", "scimType", "detail", "supported", *SINGLE, *NAME_PARTS, *ADDRESS_PARTS,
-    *ENTERPRISE_NAMES, "name", "emails", "phoneNumbers", "addresses", "roles", "manager", USER_SCHEMA, GROUP_SCHEMA,
-)  # fmt: skip
-"""Spelled as in RFC 7643; products that use other letter case mean the same (section 2.1)."""
-
-
-class Settings(Struct, frozen=True, kw_only=True):
-    """One product that speaks SCIM, and its dialect."""
-
-    base_url: Annotated[str, Meta(description="the product's SCIM root (what it calls Tenant URL or SCIM endpoint)")]
-    auth: Annotated[SignIn, Meta(description="how calls are signed")]
-    title: Annotated[
-        str, Meta(min_length=1, max_length=TITLE_CHARS_MAX, description="the product's name in messages")
-    ] = TITLE
-    rate_limit: Annotated[CallRate | None, Meta(description="the product's limit, shared by all workers")] = None
-    concurrency_max: Annotated[int, Meta(ge=1, le=64, description="calls at once per worker")] = CONCURRENCY
-    attributes: Annotated[
-        tuple[str, ...], Meta(max_length=FIELDS_MAX, description="SCIM paths that are sent; all others are ignored")
-    ] = DEFAULT_ATTRIBUTES
-    add: Annotated[
-        tuple[str, ...], Meta(max_length=FIELDS_MAX, description="further paths, e.g. of the product's own extension")
-    ] = ()
-    omit: Annotated[
-        tuple[str, ...], Meta(max_length=FIELDS_MAX, description="paths of attributes the product refuses")
-    ] = ()
-    rename: Annotated[dict[str, str], Meta(description="SCIM path -> the path the product wants it under")] = {}
-    constants: Annotated[dict[str, Constant], Meta(description="the product's path -> value for every user")] = {}
-    required: Annotated[tuple[str, ...], Meta(description="paths without which no user is sent")] = ()
-    user_name: Annotated[str, Meta(description="the SCIM path whose value becomes the product's userName")] = "userName"
-    match: Annotated[
-        tuple[Literal["userName", "externalId"], ...],
-        Meta(min_length=1, max_length=2, description="by what existing accounts are found"),
-    ] = ("userName",)
-    foreign: Annotated[
-        Literal["refuse", "adopt"], Meta(description="an account found that carries another externalId")
-    ] = "refuse"
-    filter_on: Annotated[
-        dict[str, str],
-        Meta(
-            description='what a look-up filters by instead, e.g. userName = "emails.value"; the answer is compared all the same'
-        ),
-    ] = {}
-    booleans: Annotated[Literal["json", "text"], Meta(description='true, or the text "True"')] = "json"
-    update: Annotated[
-        Literal["auto", "patch", "put"], Meta(description="auto asks the product's ServiceProviderConfig")
-    ] = "auto"
-    path_style: Annotated[
-        Literal["path", "value"], Meta(description="PATCH: one operation per path, or one without path")
-    ] = "path"
-    multi_valued: Annotated[
-        Literal["filtered", "whole"], Meta(description='PATCH: emails[type eq "work"], or the whole list')
-    ] = "filtered"
-    filter: Annotated[
-        Literal["server", "scan"], Meta(description="scan reads all users to find one: small products only")
-    ] = "server"
-    paging: Annotated[
-        Literal["index", "cursor", "none"], Meta(description="startIndex, cursor (RFC 9865), or one answer")
-    ] = "index"
-    page_size: Annotated[int, Meta(ge=1, le=1_000, description="resources on one page")] = 100
-    keep_alive_s: Annotated[
-        float,
-        Meta(ge=0, description="half of the time after which an unused credential dies there; 0 where none does"),
-    ] = 0.0
-    first_index: Annotated[Literal[0, 1], Meta(description="startIndex of the first resource")] = 1
-    trusts_total: Annotated[
-        bool, Meta(description="false where totalResults is wrong: a list then ends with an empty page")
-    ] = True
-    nobody_status: Annotated[Literal[200, 404], Meta(description="404 where a look-up of nobody is answered so")] = 200
-    enterprise_urn: Annotated[str, Meta(description="what the enterprise extension is called there")] = (
-        ENTERPRISE_SCHEMA
-    )
-    etag: Annotated[bool, Meta(description="write only on the version that was read (If-Match)")] = False
-    groups: Annotated[bool, Meta(description="the product takes groups")] = True
-    group_external_id: Annotated[bool, Meta(description="groups carry Entra's id (externalId)")] = True
-    members: Annotated[
-        Literal["filtered", "listed", "whole"],
-        Meta(
-            description='PATCH: who leaves is members[value eq "id"], or a list of values, or the whole list is replaced'
-        ),
-    ] = "filtered"
-    members_per_call: Annotated[int, Meta(ge=1, le=1_000, description="members that come or go in one call")] = 100
-    on_delete: Annotated[Literal["delete", "deactivate"], Meta(description="what a SCIM DELETE does there")] = "delete"
-    media_type: Annotated[
-        Literal["application/scim+json", "application/json"], Meta(description="of request bodies")
-    ] = "application/scim+json"
-    users_path: Annotated[str, Meta(description="users below base_url")] = "/Users"
-    groups_path: Annotated[str, Meta(description="groups below base_url")] = "/Groups"
-    allow_loopback: bool = False
-
-    def __post_init__(self) -> None:
-        found = address_mistakes(self.base_url, self.auth, allow_loopback=self.allow_loopback)
-        supplied = self.supplied()
-        for name in ("attributes", "add", "omit", "required"):
-            found += _bad_paths(name, getattr(self, name))
-        found += [
-            ("omit", f"{path} is not sent anyway{did_you_mean(path, (*self.attributes, *self.add))}")
-            for path in self.omit
-            if not path_problem(path) and path not in (*self.attributes, *self.add)
-        ]
-        found += [
-            ("required", f"{path} is not among the attributes that are sent{did_you_mean(path, supplied)}")
-            for path in self.required
-            if not path_problem(path) and path not in supplied
-        ]
-        for path, there in self.rename.items():
-            if path not in supplied:
-                found.append(
-                    (f"rename.{path}", f"is not among the attributes that are sent{did_you_mean(path, supplied)}")
-                )
-            if taken_apart(there) is None:
-                found.append((f"rename.{path}", "must lead to an attribute such as nickName or urn:…:User:name"))
-        found += [
-            (f"constants.{path}", "is not an attribute such as userType or urn:…:User:name")
-            for path in self.constants
-            if taken_apart(path) is None
-        ]
-        seen: dict[str, str] = dict.fromkeys(self.constants, "constants")
-        for path in supplied:
-            there = self.there(path)
-            if there in seen:
-                found.append(("rename", f"{path} and {seen[there]} both lead to {there}"))
-            seen[there] = path
-        found += [("user_name", problem) for problem in [path_problem(self.user_name)] if problem]
-        if "userName" in self.omit:
-            found.append(("omit", "userName is what accounts are known by"))
-        if "externalId" in self.match and "externalId" not in supplied:
-            found.append(("match", "externalId is not among the attributes that are sent"))
-        for name, path in self.filter_on.items():
-            known = ("userName", "externalId", "displayName")
-            if name not in known:
-                found.append((f"filter_on.{name}", f"nothing is looked up by it{did_you_mean(name, known)}"))
-            if _FILTER_PATH.fullmatch(path) is None:
-                found.append((f"filter_on.{name}", "must lead to an attribute such as emails.value"))
-        if self.filter_on and self.filter == "scan":
-            found.append(("filter_on", 'means nothing with filter = "scan"'))
-        if re.fullmatch(r"urn:[A-Za-z0-9][A-Za-z0-9.:_-]*", self.enterprise_urn) is None:
-            found.append(("enterprise_urn", "must be like urn:ietf:params:scim:schemas:extension:enterprise:2.0:User"))
-        for name in ("users_path", "groups_path"):
-            if _KIND_PATH.fullmatch(getattr(self, name)) is None:
-                found.append((name, "must be one part such as /Users"))
-        if found:
-            raise Mistakes(found)
-
-    def supplied(self) -> tuple[str, ...]:
-        """The SCIM paths that are sent, userName always."""
-        named = dict.fromkeys(("userName", *self.attributes, *self.add))
-        return tuple(path for path in named if path not in self.omit)
-
-    def there(self, path: str) -> str:
-        """The path the product wants an attribute under."""
-        if path not in self.rename and path.startswith(f"{ENTERPRISE_SCHEMA}:"):
-            return f"{self.enterprise_urn}{path.removeprefix(ENTERPRISE_SCHEMA)}"
-        return self.rename.get(path, path)
-
-    def names(self) -> set[str]:
-        """Every name that may stand in an answer, as it is spelled here."""
-        paths = [taken_apart(path) for path in (*map(self.there, self.supplied()), *self.constants)]
-        parts = {part for path in paths if path is not None for part in (path.urn, path.name, path.sub)}
-        return {*parts, *_FRAME_NAMES} - {""}
 
 
 class Account(Struct, frozen=True, kw_only=True):
@@ -452,10 +246,10 @@ on_delete = "deactivate"
                 message=f"{self.title} accepts the credentials; {len(first)} users are on the first page.",
             )
         ]
-        findings += _feature_findings(self.settings, features)
+        findings += feature_findings(self.settings, features)
         findings += await self._resource_findings()
         name = self.settings.there("userName")
-        if first and all(_held(one, name) in (None, "") for one in first):
+        if first and all(held_at(one, name) in (None, "") for one in first):
             findings.append(
                 Finding(
                     level="error",
@@ -481,7 +275,7 @@ on_delete = "deactivate"
         except (Gone, Rejected, Unavailable) as exc:
             wrong("cannot_read", f"A user of {self.title} that is listed cannot be read: {exc.message}.")
         for attribute in self.settings.match if self.settings.filter == "server" else ():
-            value = str(_held(known, self.settings.there(attribute)) or "")
+            value = str(held_at(known, self.settings.there(attribute)) or "")
             if not value:
                 continue
             try:
@@ -565,7 +359,7 @@ on_delete = "deactivate"
             account_id = self._id(held, "user")
             self._enter(account_id, account)
         active = self.settings.there("active")
-        if values.get(active) is False and _same(_held(held, active), True):  # some products switch every new user on
+        if values.get(active) is False and _same(held_at(held, active), True):  # some products switch every new user on
             answer = await self._written(self._users, account_id, held, {active: False}, ctx)
             self._check_active(self._shown(answer), False)
         return account_id
@@ -579,7 +373,7 @@ on_delete = "deactivate"
     async def _update(self, account_id: str, account: Account, ctx: Delivery) -> None:
         held = await self.scim.read(account_id, ctx, kind=self._users)
         values = self._values(account, ctx)
-        changed = {path: value for path, value in values.items() if not _same(_held(held, path), value)}
+        changed = {path: value for path, value in values.items() if not _same(held_at(held, path), value)}
         if not changed:
             return
         answer = await self._written(self._users, account_id, held, changed, ctx)
@@ -610,7 +404,7 @@ on_delete = "deactivate"
         path = self.settings.there("active")
         try:
             held = await self.scim.read(account_id, ctx, kind=self._users)
-            if _same(_held(held, path), False):
+            if _same(held_at(held, path), False):
                 return
             answer = await self._written(self._users, account_id, held, {path: False}, ctx)
         except Gone:
@@ -625,19 +419,19 @@ on_delete = "deactivate"
         name = self.settings.there("userName")
         there = {path: self.settings.there(path) for path in self._compared()}
         # Some products list less than they hold; what nobody on a page shows says nothing.
-        shown = {path: at for path, at in there.items() if any(_held(held, at) is not None for held in found)}
+        shown = {path: at for path, at in there.items() if any(held_at(held, at) is not None for held in found)}
         page = []
         for held in found:
-            names = [identity(_identity_paths(self.settings)[0], str(_held(held, name) or ""))]
-            if external_id := _held(held, self.settings.there("externalId")):
+            names = [identity(_identity_paths(self.settings)[0], str(held_at(held, name) or ""))]
+            if external_id := held_at(held, self.settings.there("externalId")):
                 names.append(identity("externalId", str(external_id)))
             page.append(
                 {
                     "account_id": self._id(held, "user"),
                     "identities": tuple(names),
-                    "active": not _same(_held(held, self.settings.there("active")), False),
+                    "active": not _same(held_at(held, self.settings.there("active")), False),
                     "owner": str(external_id or ""),
-                    "values": {path: _comparable(path, _held(held, at)) for path, at in shown.items()},
+                    "values": {path: _comparable(path, held_at(held, at)) for path, at in shown.items()},
                 }
             )
         return page, following or None
@@ -745,7 +539,7 @@ on_delete = "deactivate"
                 )
             return self._id(self.scim.resource_of(answer, "POST", f"/{self._groups}"), "group")
         held = await self.scim.read(group_id, ctx, kind=self._groups)
-        changed = {path: value for path, value in wish.items() if not _same(_held(held, path), value)}
+        changed = {path: value for path, value in wish.items() if not _same(held_at(held, path), value)}
         if changed:
             self._scanned[self._groups].forget()
             answer = await self._written(self._groups, group_id, held, changed, ctx)
@@ -853,7 +647,7 @@ on_delete = "deactivate"
             there = self._there(kind, attribute)
             query = {"filter": f"{self.settings.filter_on.get(attribute, there)} eq {literal(spelling)}"}
             found, _ = await self.scim.page(ctx, kind=kind, query=query)
-            rows[attribute, folded] = [held for held in found if str(_held(held, there) or "").casefold() == folded]
+            rows[attribute, folded] = [held for held in found if str(held_at(held, there) or "").casefold() == folded]
         return rows
 
     def _there(self, kind: str, attribute: str) -> str:
@@ -869,17 +663,17 @@ on_delete = "deactivate"
         keys = []
         for attribute in ("userName" if kind == self._users else "displayName", "externalId"):
             there = self._there(kind, attribute)
-            if value := str(_held(held, there) or ""):
+            if value := str(held_at(held, there) or ""):
                 keys.append((attribute, value.casefold()))
-                _put(small, there, value)
+                put_at(small, there, value)
         return Row(self._id(held, "user" if kind == self._users else "group"), tuple(keys), small)
 
     def _enter(self, account_id: str, account: Account) -> None:
         """What we wrote is known to the next look-ups without reading everything again."""
         made: dict[str, Any] = {"id": account_id}
-        _put(made, self._there(self._users, "userName"), account.user_name)
+        put_at(made, self._there(self._users, "userName"), account.user_name)
         if account.external_id:
-            _put(made, self._there(self._users, "externalId"), account.external_id)
+            put_at(made, self._there(self._users, "externalId"), account.external_id)
         self._scanned[self._users].wrote(account_id, self._row(self._users, made))
 
     async def _resource_findings(self) -> list[Finding]:
@@ -915,7 +709,7 @@ on_delete = "deactivate"
                 findings.append(Finding(level="warning", code="other_path", message=message))
         told = next((one for one in types if one.get("name") == "User"), {})
         known = [str(one.get("schema")) for one in told.get("schemaExtensions") or () if isinstance(one, dict)]
-        sent = dict.fromkeys(_parts(self.settings.there(path)).urn for path in self.settings.supplied())
+        sent = dict.fromkeys(parts_of(self.settings.there(path)).urn for path in self.settings.supplied())
         for urn in sent:
             if urn and known and urn.casefold() not in {one.casefold() for one in known}:
                 theirs = next((one for one in known if "enterprise" in one.casefold()), "")
@@ -1001,7 +795,7 @@ on_delete = "deactivate"
         """A complete resource: what is kept, with the values put in and the cleared ones taken out."""
         resource: dict[str, Any] = deepcopy(dict(kept))
         for path, value in values.items():
-            _put(resource, path, self._wire(value))
+            put_at(resource, path, self._wire(value))
         told = kept.get("schemas")
         known = [schema for schema in (told if isinstance(told, list) else ()) if isinstance(schema, str)]
         resource["schemas"] = list(
@@ -1017,16 +811,16 @@ on_delete = "deactivate"
         additions: dict[tuple[str, str], dict[str, Any]] = {}
         body: dict[str, Any] = {}
         for path, value in changed.items():
-            parts = _parts(path)
+            parts = parts_of(path)
             sent = self._wire(value)
-            _put(merged, path, sent)
+            put_at(merged, path, sent)
             if parts.type and (self.settings.multi_valued == "whole" or self.settings.path_style == "value"):
                 lists[parts.name] = None
             elif self.settings.path_style == "value":
-                _put(body, path, sent, keep_null=True)
+                put_at(body, path, sent, keep_null=True)
             elif value is None or value == []:
                 operations.append({"op": "remove", "path": path})
-            elif parts.type and not _has_entry(held, parts):  # replacing an entry that is not there has no target
+            elif parts.type and not has_entry_at(held, path):  # replacing an entry that is not there has no target
                 additions.setdefault((parts.name, parts.type), {"type": parts.type})[parts.sub or "value"] = sent
             else:
                 operations.append({"op": "replace", "path": path, "value": sent})
@@ -1068,7 +862,7 @@ on_delete = "deactivate"
     def _check_active(self, shown: Mapping[str, Any], wanted: Any) -> None:
         """A product that answers success and leaves the account switched on must not be believed."""
         path = self.settings.there("active")
-        if wanted is False and _same(_held(shown, path), True):
+        if wanted is False and _same(held_at(shown, path), True):
             raise Rejected(
                 f"{self.title} answered success but still shows the user as active. It does not switch users off by {path}; "
                 "correct rename or booleans, or ask its support.",
@@ -1078,7 +872,7 @@ on_delete = "deactivate"
 
     def _foreign(self, held: Mapping[str, Any], account: Account | None) -> str:
         """Why a user found under our name is not ours: it carries another externalId."""
-        theirs = str(_held(held, self.settings.there("externalId")) or "")
+        theirs = str(held_at(held, self.settings.there("externalId")) or "")
         ours = account.external_id if account is not None else ""
         if self.settings.foreign == "adopt" or not theirs or not ours or theirs.casefold() == ours.casefold():
             return ""
@@ -1142,61 +936,10 @@ on_delete = "deactivate"
         return await self.scim.patch(group_id, [operation], ctx, kind=self._groups, expect=expect, version=version)
 
 
-def _bad_paths(name: str, paths: Iterable[str]) -> list[tuple[str, str]]:
-    return [(name, f"{path} {problem}") for path in paths if (problem := path_problem(path))]
-
-
 def _identity_paths(settings: Settings) -> tuple[str, ...]:
     """What the gateway keeps in order: plain attributes only, since others are no part of an identity there."""
     plain = settings.user_name if re.fullmatch(r"[A-Za-z.]+", settings.user_name) else "userName"
     return tuple(dict.fromkeys((plain, *(one for one in settings.match if one == "externalId"))))
-
-
-def _feature_findings(settings: Settings, features: Mapping[str, Any]) -> list[Finding]:
-    """The settings compared with the ServiceProviderConfig (RFC 7643 section 5)."""
-    if not features:
-        return [
-            Finding(
-                level="warning",
-                code="no_service_provider_config",
-                message=f"{settings.title} shows no ServiceProviderConfig; this target's options cannot be compared with it.",
-            )
-        ]
-
-    def said(name: str) -> bool | None:
-        table = features.get(name)
-        held = table.get("supported") if isinstance(table, dict) else None
-        return held if isinstance(held, bool) else None
-
-    findings = []
-
-    def find(level: Literal["ok", "warning", "error"], code: str, message: str) -> None:
-        findings.append(Finding(level=level, code=code, message=message))
-
-    if settings.update == "patch" and said("patch") is False:
-        find("error", "no_patch", f'{settings.title} says that it has no PATCH; set update = "put" or "auto".')
-    if settings.update == "put" and said("patch") is True:
-        find("warning", "patch_unused", f'{settings.title} has PATCH; update = "patch" writes less and keeps more.')
-    if settings.filter == "server" and said("filter") is False:
-        find("error", "no_filter", f'{settings.title} says that it has no filters; set filter = "scan".')
-    if settings.filter == "scan" and said("filter") is True:
-        find("warning", "filter_unused", f'{settings.title} has filters; filter = "server" is much quicker.')
-    if settings.etag and said("etag") is False:
-        find("error", "no_etag", f"{settings.title} says that it has no versions; set etag = false.")
-    if not settings.etag and said("etag") is True:
-        find("ok", "etag_unused", f"{settings.title} has versions; etag = true keeps two writers apart.")
-    paging = features.get("pagination")
-    by_index = paging.get("index") if isinstance(paging, dict) else None
-    by_cursor = paging.get("cursor") if isinstance(paging, dict) else None
-    if settings.paging == "cursor" and by_cursor is False:
-        find("error", "no_cursor", f'{settings.title} says that it has no cursors; set paging = "index".')
-    if settings.paging == "index" and by_index is False:
-        find("error", "no_index", f'{settings.title} says that it pages by cursor only; set paging = "cursor".')
-    limit = features.get("filter")
-    results_max = limit.get("maxResults") if isinstance(limit, dict) else None
-    if isinstance(results_max, int) and not isinstance(results_max, bool) and 0 < results_max < settings.page_size:
-        find("ok", "page_size", f"{settings.title} gives at most {results_max} at once; page_size may be that.")
-    return findings
 
 
 # Values ---------------------------------------------------------------------------------------------------------------
@@ -1230,87 +973,9 @@ def _missing(path: str, title: str) -> NormalizationError:
     )
 
 
-def _parts(path: str) -> ScimPath:
-    parts = taken_apart(path)
-    assert parts is not None, "refused by the settings"
-    return parts
-
-
 def _writable(held: Mapping[str, Any]) -> dict[str, Any]:
     """A resource as read, without what only the product sets and without nulls."""
     return {name: value for name, value in held.items() if name not in ("meta", "groups") and value is not None}
-
-
-def _table_of(resource: Mapping[str, Any], parts: ScimPath) -> Mapping[str, Any]:
-    if not parts.urn:
-        return resource
-    inner = resource.get(parts.urn)
-    return inner if isinstance(inner, dict) else {}
-
-
-def _entry(entries: Any, kind: str) -> dict[str, Any] | None:
-    for entry in entries if isinstance(entries, list) else ():
-        if isinstance(entry, dict) and str(entry.get("type") or "").casefold() == kind.casefold():
-            return entry
-    return None
-
-
-def _has_entry(resource: Mapping[str, Any], parts: ScimPath) -> bool:
-    return _entry(_table_of(resource, parts).get(parts.name), parts.type) is not None
-
-
-def _held(resource: Mapping[str, Any], path: str) -> Any:
-    """What a resource holds at a path; None when nothing."""
-    parts = _parts(path)
-    value = _table_of(resource, parts).get(parts.name)
-    if parts.type:
-        entry = _entry(value, parts.type)
-        return None if entry is None else entry.get(parts.sub or "value")
-    if parts.sub:
-        return value.get(parts.sub) if isinstance(value, dict) else None
-    return value
-
-
-def _put(resource: dict[str, Any], path: str, value: Any, *, keep_null: bool = False) -> None:
-    """Set, or with None take out, what stands at a path; `keep_null` writes null instead, which PATCH understands."""
-    parts = _parts(path)
-    table = resource
-    if parts.urn:
-        inner = resource.get(parts.urn)
-        table = resource[parts.urn] = inner if isinstance(inner, dict) else {}
-    gone = (value is None or value == []) and not keep_null
-    name = parts.name
-    if parts.type:
-        entries = table.get(name)
-        entries = table[name] = entries if isinstance(entries, list) else []
-        entry = _entry(entries, parts.type)
-        if entry is None and not gone:
-            entry = {"type": parts.type}
-            entries.append(entry)
-        table, name = ({} if entry is None else entry), parts.sub or "value"
-    elif parts.sub:
-        inner = table.get(name)
-        table[name] = inner if isinstance(inner, dict) else {}
-        table, name = table[name], parts.sub
-    if gone:
-        table.pop(name, None)
-    else:
-        table[name] = value
-    _swept(resource, parts)
-
-
-def _swept(resource: dict[str, Any], parts: ScimPath) -> None:
-    """Take out what has become empty: entries without a value, lists without entries, objects without parts."""
-    table: dict[str, Any] = resource[parts.urn] if parts.urn else resource
-    held = table.get(parts.name)
-    if parts.type and isinstance(held, list):
-        table[parts.name] = held = [
-            entry for entry in held if not isinstance(entry, dict) or set(entry) - {"type", "primary"}
-        ]
-    if held in ([], {}):
-        table.pop(parts.name, None)
-    if parts.urn and not table:
-        resource.pop(parts.urn, None)
 
 
 def _same(held: Any, wanted: Any) -> bool:
