@@ -43,6 +43,8 @@ SUPERVISE_EVERY_S = 2.0
 REQUEST_TIMEOUT_S = 3.0
 CONNECT_AGAIN_S = 2.0
 TROUBLE_EVERY_S = 30.0
+OPEN_AGAIN_S = 3.0
+"""A target that could not be served is looked at again this much later: a file with its secret may have come meanwhile."""
 CONTROL_CONCURRENCY_MAX = 4
 ACK_PENDING_MIN = 1_000
 """The consumer's bound lies well above the gateway's window, which is the one that counts."""
@@ -116,6 +118,7 @@ class Worker:
         self._subscribed: dict[str, Subscribed] = {}
         self._listening: dict[str, Any] = {}
         self._written: Mapping[str, TargetSettings] | None = None
+        self._adopted_at = time.monotonic()
         self._retiring: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._speak = asyncio.Event()
@@ -174,7 +177,9 @@ class Worker:
 
         What did not change goes on undisturbed; what cannot work as it is written now goes on as it was, and presence says why.
         """
+        self._adopted_at = time.monotonic()
         self.config = msgspec.structs.replace(self.config, targets=dict(targets))
+        told = self.problems
         self.problems = {name: (f"targets.{name}: is not configured",) for name in self._wanted if name not in targets}
         wanted = {
             name: settings
@@ -195,7 +200,8 @@ class Worker:
                 fresh.succeed(held)
                 await self._leave(held)
         for name, problems in self.problems.items():
-            self._log.error("target.not_served", target=name, problems=list(problems))
+            if problems != told.get(name):
+                self._log.error("target.not_served", target=name, problems=list(problems))
         self._share()
         self._speak.set()
 
@@ -373,10 +379,13 @@ class Worker:
     async def _supervise(self, broker: NatsBroker) -> None:
         while True:
             self._wake.clear()
-            if self._written is not None:
-                targets, self._written = self._written, None
-                await self._adopt(targets)
+            if (written := self._written) is not None:
+                await self._adopt(written)
                 self._log.info("config.changed", targets=sorted(self.served))
+                if self._written is written:
+                    self._written = None
+            elif self.problems and time.monotonic() - self._adopted_at >= OPEN_AGAIN_S:
+                await self._adopt(self.config.targets)
             if self._link.up:
                 try:
                     await self._look_after(broker)

@@ -22,8 +22,11 @@ def main() -> int:
     parser.add_argument("--weather", choices=WEATHERS, default="common")
     parser.add_argument("--late-effects", action="store_true")
     parser.add_argument("--managers", action="store_true")
+    parser.add_argument("--names", action="store_true")
     arguments = parser.parse_args()
-    rules = Rules(frozenset(arguments.without), arguments.weather, arguments.late_effects, arguments.managers)
+    rules = Rules(
+        frozenset(arguments.without), arguments.weather, arguments.late_effects, arguments.managers, arguments.names
+    )
     if arguments.seed is not None:
         silence()
         world = rules.world(arguments.seed)

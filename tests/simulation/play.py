@@ -20,18 +20,26 @@ class Rules(Struct, frozen=True):
     Args:
         without: protections that are taken away.
         weather: a name of WEATHERS.
-        late_effects, managers: see `World`.
+        late_effects, managers, names: see `World`.
     """
 
     without: frozenset[str] = frozenset()
     weather: str = "common"
     late_effects: bool = False
     managers: bool = False
+    names: bool = False
 
     def world(self, seed: int) -> World:
         """The world of one seed, not played yet."""
         weather = WEATHERS[self.weather]
-        return World(seed, self.without, weather=weather, late_effects=self.late_effects, managers=self.managers)
+        return World(
+            seed,
+            self.without,
+            weather=weather,
+            late_effects=self.late_effects,
+            managers=self.managers,
+            names=self.names,
+        )
 
     def command(self, seed: int) -> str:
         """What to type to see one seed's history."""
@@ -40,6 +48,7 @@ class Rules(Struct, frozen=True):
         words += [f"--weather {self.weather}"] if self.weather != "common" else []
         words += ["--late-effects"] if self.late_effects else []
         words += ["--managers"] if self.managers else []
+        words += ["--names"] if self.names else []
         return " ".join(words)
 
 

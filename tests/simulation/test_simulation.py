@@ -84,14 +84,15 @@ def test_every_protection_has_its_seeds() -> None:
 
 
 def test_everybody_is_led_by_the_managers_account_in_the_end() -> None:
-    """T12: whoever is linked first, whatever crashes or is lost, nobody waits for a manager who is there."""
-    rules = Rules(managers=True)
+    """T12: whoever is linked first, whatever crashes, is lost or is missing for a while, nobody waits for what is there."""
+    rules = Rules(managers=True, names=True)
 
     played = many(range(MANAGED_SEEDS), rules)
 
     broken = [f"{', '.join(kinds)}: {rules.command(seed)}" for seed, kinds in played.violating.items()]
     assert broken == []
     assert played.stats["led"] > MANAGED_SEEDS
+    assert played.stats["lacking"] > MANAGED_SEEDS, "these seeds hardly know a missing name, seat or licence"
 
 
 def test_a_seed_has_one_history() -> None:
@@ -115,11 +116,11 @@ def test_a_seed_has_one_history() -> None:
 @pytest.mark.parametrize("managers", [False, True])
 def test_the_store_answers_like_the_ledger_in_memory(seed: int, tmp_path: Path, managers: bool) -> None:
     """Every question of a whole history is put to the SQL store as well; answers, history and final rows are the same."""
-    alone = World(seed, managers=managers)
+    alone = World(seed, managers=managers, names=managers)
     alone.trace = []
     alone.play()
     books = ComparedBooks(tmp_path / "store.sqlite3")
-    world = World(seed, managers=managers, books=books)
+    world = World(seed, managers=managers, names=managers, books=books)
     world.trace = []
 
     try:

@@ -30,7 +30,16 @@ from gateway.ledger import Ledger
 from gateway.lifecycle import Row
 from gateway.outcomes import Outcomes
 from schemas.config import BrakeSettings, RetrySettings, TargetSettings
-from schemas.errors import Conflict, Gone, Misconfigured, RateLimited, Rejected, Unavailable
+from schemas.errors import (
+    Blocked,
+    Conflict,
+    Gone,
+    Misconfigured,
+    NormalizationError,
+    RateLimited,
+    Rejected,
+    Unavailable,
+)
 from schemas.events import Begin, Outcome, decode_event, decode_outcome, encode
 from schemas.resources import ENTERPRISE_SCHEMA, Manager
 from schemas.states import Result, State
@@ -136,6 +145,7 @@ class World:
             No gateway can order what a vendor does then, so promises may break; the order of generations is only counted.
         weather: how rough it is.
         managers: people have managers, whom the vendor knows by its own ids.
+        names: some names and licences are missing while there are faults, and deliveries note what they do.
         books: the status store; in memory unless told otherwise.
     """
 
@@ -147,9 +157,11 @@ class World:
         late_effects: bool = False,
         weather: Weather = COMMON,
         managers: bool = False,
+        names: bool = False,
         books: Books | None = None,
     ) -> None:
         self.managers = managers
+        self.names = names
         self.random = random.Random(seed)
         self.late_effects = late_effects
         self.weather = weather
@@ -172,6 +184,7 @@ class World:
         self.created = {WORK: -1.0, OUTCOMES: -1.0}
         self.sequence = {WORK: 0, OUTCOMES: 0}
         self.ids: dict[str, float] = {}
+        self.bodies: dict[str, bytes] = {}
         # vendor
         self.accounts: dict[str, dict[str, Any]] = {}
         self.by_key: dict[str, str] = {}
@@ -299,6 +312,8 @@ class World:
     # ---- broker
 
     def store_event(self, message: Message, message_id: str) -> Published:
+        if self.bodies.setdefault(message_id, message.body) != message.body:
+            self.violations.append("same fence, other bytes (R5)")
         if self.ids.get(message_id, -1.0) > self.now:
             return Published.DUPLICATE
         if "refusal" not in self.without and any(w.message.resource == message.resource for w in self.work):
@@ -747,6 +762,9 @@ class World:
                 v.append("stuck: other")
         issues = {subject for action, subject in self.memory.audits if action.startswith("issue.")}
         owned = collections.Counter(a["rid"] for a in self.accounts.values())
+        noted = collections.defaultdict(set)
+        for outcome in self.memory.attempts.values():
+            noted[outcome.resource] |= {one.code for one in outcome.notes}
         for row in rows:
             account = self.accounts.get(row.account_id or "")
             wish = msgspec.json.decode(row.document)
@@ -761,6 +779,8 @@ class World:
                     self.stats["led"] += 1
                     if account["manager"] != manager.account_id:
                         v.append("not led by the manager's account")
+            if noted[row.id] != self.memory.notes[row.id]:
+                v.append("a note was forgotten")
             if row.state is State.GONE and owned[row.id] and row.id not in issues:
                 v.append("account left after deletion")
             if owned[row.id] > 1 and row.id not in issues and row.state is not State.DEAD:
@@ -914,7 +934,15 @@ class SimConnector:
     async def refresh(self) -> bool:
         return False
 
+    def lacks(self, doc: int, step: int) -> bool:
+        """Whether the product lacks something now that this wish needs, noticed at this step."""
+        lacks = self.world.names and self.world.faults and doc % 11 == step
+        self.world.stats["lacking"] += lacks
+        return lacks
+
     def normalize(self, user: Any, directory: Any) -> tuple[str, int, str | None]:
+        if self.lacks(int(user.title), 1):
+            raise NormalizationError("there is no such role", code="unknown_role", names=("Wizard",))
         manager = user.enterprise.manager
         return user.user_name, int(user.title), manager.value if isinstance(manager, Manager) else None
 
@@ -987,11 +1015,28 @@ class SimConnector:
 
     async def create(self, account: Any, ctx: Delivery) -> str:
         key, doc, manager = account
-        return str(await self.call(ctx, "create", key=key, doc=doc, manager=manager and ctx.resolve(manager)))
+        self.refuse(doc)
+        made = str(await self.call(ctx, "create", key=key, doc=doc, manager=manager and ctx.resolve(manager)))
+        self.await_licence(made, doc, ctx)
+        return made
 
     async def update(self, account_id: str, account: Any, ctx: Delivery) -> None:
         key, doc, manager = account
+        self.refuse(doc)
         await self.call(ctx, "put", account_id, key=key, doc=doc, manager=manager and ctx.resolve(manager))
+        self.await_licence(account_id, doc, ctx)
+
+    def refuse(self, doc: int) -> None:
+        if self.lacks(doc, 2):
+            raise Rejected("there is no such team any more", code="unknown_team", names=("A",))
+        if self.lacks(doc, 3):
+            raise Blocked("no seat", on="seat")
+
+    def await_licence(self, account_id: str, doc: int, ctx: Delivery) -> None:
+        if self.world.names:
+            ctx.note(f"written_{doc % 3}")
+        if self.lacks(doc, 4):
+            raise Blocked("no licence", on="licence", account_id=account_id, wait_max_s=20 * ROUND_S)
 
     async def delete(self, account_id: str, ctx: Delivery) -> None:
         await self.call(ctx, "delete", account_id)

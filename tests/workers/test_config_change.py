@@ -69,13 +69,20 @@ async def test_a_changed_target_takes_the_next_event_while_the_old_one_ends_what
 async def test_a_mistake_in_the_file_changes_nothing_and_is_told(
     tmp_path: Path, nats_server: NatsServer, gateway: Gateway, shelf: ShelfServer, start_worker: StartWorker
 ) -> None:
-    """A target that cannot work as it is written now goes on as it was, presence says why, and the others are changed."""
+    """A target that cannot work as it is written now goes on as it was, presence says why, and the others are changed.
+
+    A secret may come a moment after the line that names it: nobody has to write the file again, or to restart anything.
+    """
     good = configuration_text(nats_server.url, shelf.url)
     file = tmp_path / "provgate.toml"
     file.write_text(good)
     worker = await start_worker(file=ConfigurationFile(file))
 
-    file.write_text(good + "badg = true\n" + SECOND.format(url=shelf.url))
+    secret = tmp_path / "second.token"
+    file.write_text(good + "badg = true\n" + SECOND.format(url=shelf.url) + f'token = {{file = "{secret}"}}\n')
+    await until(lambda: "second" in worker.problems, "its secret is not there yet")
+    secret.write_text("of the second shelf")
+    secret.chmod(0o600)
     await until(lambda: names(worker) == {"shelf", "second"}, "the target without a mistake is served")
     said = worker.presence().targets["shelf"]
     assert said.serving
