@@ -307,8 +307,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     invitations_path: Annotated[
         str, Meta(description="on_create only: the assumed call, on the host of tenant_url, with {id}")
     ] = "/api/v1/users/{id}/invitations"
-    on_delete: Literal["delete", "deactivate"] = "delete"
-    allow_loopback: bool = False
+    on_delete: Annotated[Literal["delete", "deactivate"], Meta(description="what a SCIM DELETE does")] = "delete"
+    allow_loopback: Annotated[bool, Meta(description="for emulators: permits http to this machine")] = False
 
     def __post_init__(self) -> None:
         problem = address_problem(self.tenant_url, allow_loopback=self.allow_loopback)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import typing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -103,7 +103,7 @@ def _attribute(attribute: Attribute) -> str:
         f"`{attribute.path}`",
         attribute.source,
         "yes" if attribute.required else "",
-        f"`{attribute.field}`",
+        f"`{attribute.field}`" if attribute.field else "",
         attribute.note,
     )
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -146,16 +146,31 @@ def _inner(type_: Any) -> tuple[type[msgspec.Struct] | None, str]:
 def _setting(field: Any, at: str, more: str = "") -> str:
     meaning = ""
     if typing.get_origin(field.type) is Annotated:
-        meaning = next(
-            (extra.description or "" for extra in typing.get_args(field.type)[1:] if isinstance(extra, Meta)), ""
-        )
+        told = [extra.description or "" for extra in typing.get_args(field.type)[1:] if isinstance(extra, Meta)]
+        meaning = next(filter(None, told), "")
     meaning = "; ".join(filter(None, (meaning, more)))
-    default = "required" if field.required else f"`{_default(field)}`"
-    return f"| `{at}{field.encode_name}` | {default} | {meaning} |".replace("\n", " ")
+    default = "required" if field.required else _default(field)
+    others = [f"`{_json(word)}`" for word in _words(field.type) if word != field.default]
+    before = ": " if field.required else ", of " if isinstance(field.default, tuple) else ", or "
+    choices = f"{before}{', '.join(others)}" if others else ""
+    return f"| `{at}{field.encode_name}` | {default}{choices} | {meaning} |".replace("\n", " ")
 
 
 def _default(field: Any) -> str:
     value = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+    return "none" if value is None else f"`{_json(value)}`"
+
+
+def _words(type_: Any) -> list[str]:
+    """The words among which a setting chooses; none for other settings."""
+    while typing.get_origin(type_) is Annotated:
+        type_ = typing.get_args(type_)[0]
+    if typing.get_origin(type_) is Literal:
+        return [word for word in typing.get_args(type_) if isinstance(word, str)]
+    return [word for part in typing.get_args(type_) if typing.get_origin(part) is Literal for word in _words(part)]
+
+
+def _json(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 

@@ -872,7 +872,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         int,
         Meta(ge=1_024, le=32 * 1024 * 1024, description="longest answer, for products that list everything at once"),
     ] = 1024 * 1024
-    allow_loopback: bool = False
+    allow_loopback: Annotated[bool, Meta(description="for emulators: permits http to this machine")] = False
 
     def __post_init__(self) -> None:
         found = address_mistakes(self.base_url, self.auth, allow_loopback=self.allow_loopback)

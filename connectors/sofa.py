@@ -34,6 +34,7 @@ from connectors.contract import (
 )
 from connectors.http import Bearer, address_problem, error_of
 from connectors.scim import GROUP_BYTES_MAX, ScimClient, checked_id, held_text
+from connectors.scim_paths import held_at, parts_of, put_at, taken_apart
 from schemas.config import Secret
 from schemas.errors import Blocked, Conflict, Gone, Misconfigured, NormalizationError, Unavailable
 from schemas.events import identity, split_identity
@@ -75,7 +76,6 @@ FIELDS: dict[str, str] = {
 
 _OBJECT_ID = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}")
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-_TYPED = re.compile(r'(\w+)\[type eq "(\w+)"\]\.value')
 _BOOKKEEPING = frozenset({"schemas", "id", "meta", "groups", "password"})
 
 # Pure rules -----------------------------------------------------------------------------------------------------------
@@ -317,8 +317,9 @@ def _attributes(document: Mapping[str, Any], ignored: set[str]) -> Iterable[tupl
 
 
 def _shown(path: str) -> str:
-    hit = _TYPED.fullmatch(path)
-    return f"{hit[1]}[{hit[2]}]" if hit else path
+    parts = taken_apart(path)
+    typed = parts is not None and parts.type and parts.sub == "value" and not parts.urn
+    return f"{parts.name}[{parts.type}]" if parts is not None and typed else path
 
 
 def _reference(value: Any) -> str | None:
@@ -368,8 +369,8 @@ class MapRow(Struct, frozen=True, forbid_unknown_fields=True):
         sofa: name of the group or role in Sofa.
     """
 
-    remote: str
-    sofa: str
+    remote: Annotated[str, Meta(description="Object Id of the group in Entra")]
+    sofa: Annotated[str, Meta(description="name of the group or role in Sofa")]
 
 
 ValidityDays = Annotated[int, Meta(ge=VALIDITY_MIN_DAYS, le=VALIDITY_MAX_DAYS)]
@@ -378,9 +379,9 @@ ValidityDays = Annotated[int, Meta(ge=VALIDITY_MIN_DAYS, le=VALIDITY_MAX_DAYS)]
 class AccessKey(Struct, frozen=True, kw_only=True):
     """A second access key, for a change of keys without a gap."""
 
-    access_key: Secret
-    key_issued: date
-    key_validity_days: ValidityDays
+    access_key: Annotated[Secret, Meta(description="the newer key, as a reference")]
+    key_issued: Annotated[date, Meta(description="the day it was generated")]
+    key_validity_days: Annotated[ValidityDays, Meta(description="90 to 730")]
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -397,12 +398,14 @@ class Settings(Struct, frozen=True, kw_only=True):
     identifier: Annotated[str, Meta(description="its identifier; made from the name when not given (S5)")] = ""
     group_map: Annotated[tuple[MapRow, ...], Meta(description="Entra group -> group in Sofa, as in Sofa (S10)")] = ()
     role_map: Annotated[tuple[MapRow, ...], Meta(description="Entra group -> role in Sofa, as in Sofa (S12)")] = ()
-    forward_unmapped_groups: bool = False
+    forward_unmapped_groups: Annotated[
+        bool, Meta(description="whether Sofa is told of groups that no row of the maps names")
+    ] = False
     password_link: Annotated[
         bool, Meta(description="whether Sofa sends new users a link for setting the password (S9)")
     ] = False
-    on_delete: Literal["delete", "deactivate"] = "delete"
-    allow_loopback: bool = False
+    on_delete: Annotated[Literal["delete", "deactivate"], Meta(description="what a SCIM DELETE does")] = "delete"
+    allow_loopback: Annotated[bool, Meta(description="for emulators: permits http to this machine")] = False
 
     def __post_init__(self) -> None:
         problem = address_problem(self.endpoint_url, allow_loopback=self.allow_loopback)
@@ -674,7 +677,7 @@ class Sofa(Connector[Settings, Account]):
                     "active": held.get("active") is not False,
                     "owner": str(held.get("externalId") or ""),
                     "values": {
-                        path: _compared(field, _held(held, path))
+                        path: _compared(field, held_at(held, path))
                         for field, path in FIELDS.items()
                         if field != "enabled"
                     },
@@ -1046,40 +1049,12 @@ def _resource(account: Account, manager: str | UnsetType | None) -> dict[str, An
     resource: dict[str, Any] = {"schemas": [USER_SCHEMA]}
     for field, value in account.fields.items():
         if value is not None:
-            _put(resource, FIELDS[field], value)
+            put_at(resource, FIELDS[field], value)
     if isinstance(manager, str):
-        _put(resource, MANAGER, {"value": manager})
+        put_at(resource, MANAGER, {"value": manager})
     if ENTERPRISE_SCHEMA in resource:
         resource["schemas"].append(ENTERPRISE_SCHEMA)
     return resource
-
-
-def _put(resource: dict[str, Any], path: str, value: Any) -> None:
-    typed = _TYPED.fullmatch(path)
-    if typed:
-        resource.setdefault(typed[1], []).append({"type": typed[2], "value": value})
-        return
-    holder, name = _place(path)
-    (resource.setdefault(holder, {}) if holder else resource)[name] = value
-
-
-def _held(resource: Mapping[str, Any], path: str) -> Any:
-    typed = _TYPED.fullmatch(path)
-    if typed:
-        entries = resource.get(typed[1])
-        for entry in entries if isinstance(entries, list) else ():
-            if isinstance(entry, dict) and entry.get("type") == typed[2]:
-                return entry.get("value")
-        return None
-    holder, name = _place(path)
-    return _table(resource.get(holder)).get(name) if holder else resource.get(name)
-
-
-def _place(path: str) -> tuple[str, str]:
-    if path.startswith(f"{ENTERPRISE_SCHEMA}:"):
-        return ENTERPRISE_SCHEMA, path[len(ENTERPRISE_SCHEMA) + 1 :]
-    holder, _, name = path.rpartition(".")
-    return holder, name
 
 
 def _operations(held: Mapping[str, Any], fields: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -1087,16 +1062,16 @@ def _operations(held: Mapping[str, Any], fields: Mapping[str, Any]) -> list[dict
     operations: list[dict[str, Any]] = []
     for field, value in fields.items():
         path = FIELDS[field]
-        shown = _held(held, path)
-        typed = _TYPED.fullmatch(path)
+        shown = held_at(held, path)
+        parts = parts_of(path)
         if value == shown or (field == "sso_identifier" and str(shown or "").lower() == value):
             continue
         if value is None:
             operations.append({"op": "remove", "path": path})
         elif shown is not None:
             operations.append({"op": "replace", "path": path, "value": value})
-        elif typed:
-            operations.append({"op": "add", "path": typed[1], "value": [{"type": typed[2], "value": value}]})
+        elif parts.type:
+            operations.append({"op": "add", "path": parts.name, "value": [{"type": parts.type, "value": value}]})
         else:
             operations.append({"op": "add", "path": path, "value": value})
     return operations
@@ -1105,7 +1080,7 @@ def _operations(held: Mapping[str, Any], fields: Mapping[str, Any]) -> list[dict
 def _manager_operations(held: Mapping[str, Any], manager: str | UnsetType | None) -> list[dict[str, Any]]:
     if manager is UNSET:
         return []
-    shown = _reference(_held(held, MANAGER))
+    shown = _reference(held_at(held, MANAGER))
     if shown == manager:
         return []
     if manager is None:

@@ -291,11 +291,16 @@ class Settings(Struct, frozen=True, kw_only=True):
         ),
     ] = None
     default_region: Annotated[str | None, Meta(description="ISO country code for numbers without country code")] = None
-    extension: Extension = "reject"
-    overrides: dict[str, str] = {}
-    on_delete: Literal["deactivate", "delete"] = "deactivate"
-    send_welcome: bool = False
-    allow_loopback: bool = False
+    extension: Annotated[Extension, Meta(description="a number with an extension, e.g. `ext. 45`")] = "reject"
+    overrides: Annotated[
+        dict[str, str],
+        Meta(description="number as it stands in Entra -> its digits, where the rules read it wrongly (M16)"),
+    ] = {}
+    on_delete: Annotated[
+        Literal["deactivate", "delete"], Meta(description="what a SCIM DELETE does; a deleted number stays reserved")
+    ] = "deactivate"
+    send_welcome: Annotated[bool, Meta(description="whether TeleMessage welcomes new users")] = False
+    allow_loopback: Annotated[bool, Meta(description="for emulators: permits http to this machine")] = False
 
     def __post_init__(self) -> None:
         problem = address_problem(self.base_url, allow_loopback=self.allow_loopback)

@@ -42,6 +42,17 @@ def test_an_example_is_a_target_that_can_be_configured_as_it_stands(name: str) -
     assert connector.example.strip() in docs.printed()
 
 
+def test_every_setting_says_what_it_means_and_what_else_can_be_chosen() -> None:
+    """An operator reads the page instead of the source: no setting is only a name, and no choice has to be guessed."""
+    tables = docs.printed().split("| setting | default | meaning |\n|---|---|---|\n")[1:]
+    rows = [row.split(" | ") for table in tables for row in table.partition("\n\n")[0].splitlines()]
+    told = {row[0]: row[1] for row in rows}
+
+    assert [row for row in rows if not row[2].removesuffix("|").strip()] == []
+    assert told["| `email_from`"] == '`"userName"`, or `"mail"`'
+    assert told["| `entra_tenant_id`"] == "none"
+
+
 def test_a_page_without_its_markers_is_refused() -> None:
     """Better an error than a page that silently stays as it was."""
     with pytest.raises(ValueError, match="needs the lines"):
