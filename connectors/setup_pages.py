@@ -47,6 +47,10 @@ _IDS = re.compile(r" ?\([TBMLS]\d[^)]*\)|\b[TBMLS]\d{1,2}\b")
 _BLOCK = re.compile(r"(<!-- printed: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
+SIGNED_BY_ENTRA = frozenset(("telemessage",))
+"""Products whose guide leaves the Secret token blank: Entra signs every request itself, and no key has to be made (M2)."""
+
+
 def pages() -> list[Path]:
     """All setup pages."""
     return sorted(FOLDER.glob("*.md"))
@@ -97,7 +101,7 @@ def superfluous(spec: Spec) -> list[str]:
 def _step(attribute: Attribute, default: str) -> str:
     if attribute.source in ("", default):
         return "keep"
-    return "change (the default does the same)" if attribute.path == "active" else "change"
+    return "change or keep: both do the same" if attribute.path == "active" else "change"
 
 
 def product(spec: Spec) -> str:
@@ -111,27 +115,49 @@ def _application(spec: Spec) -> str:
         "1. In the Entra admin center open **Enterprise applications** > **New application** > **Create your own application**.\n"
         "   You need the role Application Administrator.\n"
         f"2. Name it after the product, for example *{example} by Provgate*, and choose *Integrate any other application you\n"
-        "   don't find in the gallery (Non-gallery)*.\n"
+        "   don't find in the gallery (Non-gallery)*. **Create**.\n"
         "3. One target of Provgate is one application. Whoever has two accounts at the product makes two of each."
     )
 
 
 def _connection(spec: Spec) -> str:
+    signed = spec.name in SIGNED_BY_ENTRA
+    first = (
+        '1. Section 2 says `auth = ["entra"]` and names your tenant: there is no key to make or to renew.\n'
+        if signed
+        else "1. Have the operator run `provgate key new TARGET`. It prints the Tenant URL, and the key this once only.\n"
+    )
+    secret = (
+        "4. **Secret token**: leave it **blank**. Entra then signs every request itself, and the gateway takes what your tenant\n"
+        "   has signed, nobody else's.\n"
+        if signed
+        else "4. **Secret token**: the key. Where the portal asks for an authentication method first: *Bearer authentication*.\n"
+    )
+    never = "" if spec.name == "observe" else f" It is never the address of {product(spec)} itself."
     return (
-        "1. Have the operator run `provgate key new TARGET`. It prints the Tenant URL, and the key this once only.\n"
+        f"{first}"
         "2. In the application open **Provisioning** > **New configuration** (older portals: **Get started**, mode\n"
         "   *Automatic*).\n"
         "3. **Tenant URL**: `https://HOST/scim/v2/TARGET`. HOST is where your gateway is published, TARGET the name of the\n"
-        f"   target in its configuration. It is never the address of {product(spec)} itself.\n"
-        "4. **Secret token**: the key.\n"
+        f"   target in section {_target_section(spec)}.{never}\n"
+        f"{secret}"
         "5. **Test connection**. Entra asks for somebody with a random name and expects an empty list. Only when it succeeds,\n"
-        "   **Create** (or **Save**). Nothing is provisioned yet."
+        "   **Create** (or **Save**). Nothing is provisioned yet. When it fails, the message ends with an id: give it to the\n"
+        "   operator, to whom `provgate auth explain ID` says why."
     )
+
+
+def _target_section(spec: Spec) -> str:
+    page = (FOLDER / f"{spec.name}.md").read_text(encoding="utf-8")
+    found = re.search(r"^## (\d+)\. The target at Provgate$", page, re.MULTILINE)
+    if found is None:
+        raise ValueError(f"setup/{spec.name}.md: there is no section The target at Provgate")
+    return found[1]
 
 
 def _mapping(spec: Spec) -> str:
     lines = [
-        "Open **Attribute mapping** > **Provision Microsoft Entra ID Users**. This is all that may be left:",
+        "Open **Provisioning** > **Attribute mapping** > **Provision Microsoft Entra ID Users**. This is all that may be left:",
         "",
         "| target attribute | type | source, constant or expression | do | match | remark |",
         "|---|---|---|---|---|---|",
@@ -147,7 +173,8 @@ def _mapping(spec: Spec) -> str:
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     lines += [
         "",
-        "*change*: click the row, set type and source as they stand here, **OK**. *add*: **Add New Mapping** at the foot.",
+        "*change*: click the row, set type and source as they stand here, **OK**.",
+        *(_ADD if any(step == "add" for _, step in rows(spec)) else ()),
         "**Match objects using this attribute** is *Yes*, precedence 1, for `userName` alone. When all rows are done, **Save**",
         "at the top; Entra then begins with a full cycle, which does no harm.",
     ]
@@ -168,6 +195,12 @@ def _mapping(spec: Spec) -> str:
             "displayName (match 1), `externalId` from objectId, `members` from members.",
         ]
     return "\n".join(lines)
+
+
+_ADD = (
+    "*add*: **Add New Mapping** at the foot. A target attribute that is not offered there goes into Entra's list first, by its",
+    "full name, type *String*: **Show advanced options** > **Edit attribute list for customappsso**, **Save**, reload the page.",
+)
 
 
 def _source(source: str) -> str:
@@ -199,6 +232,7 @@ def _start(spec: Spec) -> str:
 def _check(spec: Spec) -> str:
     lists = "list_accounts" in spec.capabilities
     match = "provgate match TARGET --file users.csv    # before the first cycle: who is there already, what collides\n"
+    exported = "`users.csv` is what **Users** > **Download users** in Entra gives.\n"
     return (
         "The operator's side, in this order:\n\n"
         "```console\n"
@@ -207,6 +241,7 @@ def _check(spec: Spec) -> str:
         "provgate plan TARGET ada@contoso.example  # what the product would be sent for one person; nothing is written\n"
         "provgate status TARGET                    # what waits, and for what\n"
         "```\n\n"
+        f"{exported if lists else ''}"
         "With `shadow = true` at the target all of Entra's writes are rehearsed and none is sent; `provgate shadow TARGET`\n"
         "lists them."
     )
@@ -218,14 +253,31 @@ def _errors(spec: Spec) -> str:
         "",
         "| in the log | means | do |",
         "|---|---|---|",
-        *(f"| {' | '.join(cells)} |" for cells in _ERRORS),
+        *(f"| {' | '.join(cells)} |" for cells in (*_ERRORS, _refused(spec))),
         f"| Success, but nothing at {product(spec)} | accepted, on its way | `provgate user show WHO` says what it waits for |",
     ]
     return "\n".join(lines)
 
 
+def _refused(spec: Spec) -> tuple[str, str, str]:
+    if spec.name in SIGNED_BY_ENTRA:
+        means = "the token is of another tenant, or the target takes keys only"
+        return (
+            "401, *InvalidCredentials*",
+            means,
+            "`provgate auth explain ID` with the id of the answer; then section 2",
+        )
+    todo = "`provgate auth explain ID` with the id of the answer, then `provgate key new TARGET`"
+    return ("401, *InvalidCredentials*", "the key is wrong or has ended", todo)
+
+
 def _undo(spec: Spec) -> str:
     there, gone = product(spec), "deleted" if spec.on_delete == "delete" else "switched off for good"
+    shut_out = (
+        'With `auth = ["key"]` at the target Entra\nis shut out within seconds.'
+        if spec.name in SIGNED_BY_ENTRA
+        else "`provgate key revoke ID` shuts Entra out within\nseconds."
+    )
     again = "a new account" if spec.on_delete == "delete" else "the same account, when they are created again"
     lines = [
         f"| in Entra | at {there} | the way back |",
@@ -251,8 +303,7 @@ def _undo(spec: Spec) -> str:
         "\n".join(lines) + "\n\n"
         'The operator can halt it without Entra: `provgate target pause TARGET --reason "..."`. Entra is still answered, and\n'
         "what it sends waits until `provgate target resume TARGET`. Unusually many deactivations and deletions wait by\n"
-        "themselves until somebody has looked at them (`provgate held list`). `provgate key revoke ID` shuts Entra out within\n"
-        "seconds."
+        f"themselves until somebody has looked at them (`provgate held list`). {shut_out}"
     )
 
 
@@ -263,11 +314,6 @@ _ERRORS = (
         "correct value or mapping, then provision on demand",
     ),
     ("409 `uniqueness`", "somebody else has that name, here or at the product", "`detail` says who is in the way"),
-    (
-        "401, *InvalidCredentials*",
-        "the key is wrong or has ended",
-        "`provgate auth explain ID` with the id of the answer, then `provgate key new TARGET`",
-    ),
     ("429, 503", "too much at once, or not confirmed yet", "nothing; Entra comes back by itself"),
     ("404, *InvalidAnchor*", "the user was removed from the gateway", "**Restart provisioning**"),
 )
