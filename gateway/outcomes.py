@@ -29,7 +29,7 @@ from gateway.lifecycle import (
 from gateway.visibility import shown_keys
 from gateway.waits import judged, spaced
 from schemas.config import TargetSettings
-from schemas.events import Outcome
+from schemas.events import Note, Outcome
 from schemas.logs import logger
 from schemas.states import SHADOW, Circuit, Result, State
 
@@ -43,6 +43,10 @@ DEAD_ALIKE_S = 600.0
 DEAD_ALIKE_MIN = 25
 DEAD_ALIKE_SHARE = 0.8
 UNBURIED_MAX = 1_000
+NOTES_MAX = 32
+"""Of one delivery; a connector has a handful of them."""
+NOTE_CODE_CHARS_MAX = 64
+NOTE_TEXT_CHARS_MAX = 500
 
 log = logger()
 
@@ -108,7 +112,7 @@ class Outcomes:
             return Folded()
         now = self.clock.now()
         if outcome.notes:
-            ledger.take_notes(row, outcome.notes, by=outcome.worker, at=now)
+            ledger.take_notes(row, _bounded(outcome.notes), by=outcome.worker, at=now)
         settings = self.targets().get(row.target) or TargetSettings(connector="")
         was, in_flight = row.state, row.in_flight
         if outcome.blocked_on == SHADOW and not settings.shadow:
@@ -209,3 +213,14 @@ class Outcomes:
             open_circuit(target, Circuit.DOWN, f"{count} resources were refused alike: {reason.message}", now)
             ledger.save_target(target)
             log.error("circuit.opened", target=row.target, circuit=Circuit.DOWN.value, refused_alike=count)
+
+
+def _bounded(notes: tuple[Note, ...]) -> list[Note]:
+    """What a delivery said last about each thing; it comes back in every later event of the resource, so it must be small."""
+    latest = {one.code[:NOTE_CODE_CHARS_MAX]: one for one in notes}
+    return [
+        msgspec.structs.replace(
+            one, code=code, message=one.message[:NOTE_TEXT_CHARS_MAX], subject=one.subject[:NOTE_TEXT_CHARS_MAX]
+        )
+        for code, one in list(latest.items())[:NOTES_MAX]
+    ]

@@ -39,6 +39,7 @@ from schemas.topology import SETTLE_S
 NOT_A_CALL = frozenset({Result.GAVE_UP})
 """Results that say nothing about the health of a target: the delivery was no longer ours."""
 STATEMENTS_KEPT = 512
+NOTES_PER_EVENT_MAX = 100
 
 
 def _p(name: str, type_: Any = None) -> Any:
@@ -107,7 +108,8 @@ class Statements:
                 for column in (r.user_name_key, r.external_id_key)
             )
         )
-        clauses["in_flight"] = sa.select(sa.func.count()).where(r.target == _p("target"), flying)
+        noted = sa.exists().where(NOTE.c.target == _p("target"))  # along with it: whoever counts is about to dispatch
+        clauses["in_flight"] = sa.select(sa.func.count(), noted).where(r.target == _p("target"), flying)
         branches = [
             sa.select(
                 sa.select(r.seq)
@@ -435,7 +437,8 @@ class Statements:
     def _notes(self, clauses: dict[str, Any]) -> None:
         """What deliveries noted about resources; those of deleted ones are nobody's concern."""
         n, r = NOTE.c, RESOURCE.c
-        clauses["notes_of"] = sa.select(n.code).where(n.resource_id == _p("id")).order_by(n.code)
+        kept = sa.select(n.code).where(n.resource_id == _p("id")).order_by(n.code)
+        clauses["notes_of"] = kept.limit(NOTES_PER_EVENT_MAX)
         put = self._insert(NOTE)
         renewed = {name: put.excluded[name] for name in ("message", "subject", "noted_by", "last_at")}
         clauses["put_note"] = put.on_conflict_do_update(

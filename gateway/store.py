@@ -268,6 +268,7 @@ class _Loaded(Struct):
 
 
 _ACCOUNT_PLACE = WRITTEN.index("account_id")
+_TARGET_PLACE = WRITTEN.index("target")
 
 
 class _Names(Struct, frozen=True):
@@ -302,6 +303,7 @@ class Transaction(protocol.Ledger):
         self._loaded: dict[str, _Loaded] = {}
         self._keys: dict[str, Keys] = {}
         self._closed: dict[str, tuple[int, str, float]] = {}
+        self._noted: dict[str, bool] = {}
 
     @property
     def connection(self) -> _Connection:
@@ -544,9 +546,14 @@ class Transaction(protocol.Ledger):
         return recorded is not None
 
     def notes_of(self, resource: str) -> Sequence[str]:
+        """Costs nothing once it is known that the target has no notes at all."""
+        loaded = self._loaded.get(resource)
+        if loaded is not None and not self._noted.get(loaded.values[_TARGET_PLACE], True):
+            return ()
         return [str(code) for (code,) in self._db.rows("notes_of", id=resource)]
 
     def take_notes(self, row: Row, notes: Sequence[Note], *, by: str, at: float) -> None:
+        self._noted.pop(row.target, None)
         for one in notes:
             if one.holds:
                 self._db.do(
@@ -567,7 +574,9 @@ class Transaction(protocol.Ledger):
     # ---- who is next
 
     def in_flight(self, target: str) -> int:
-        return self._db.number("in_flight", target=target)
+        ((count, noted),) = self._db.rows("in_flight", target=target)
+        self._noted[target] = bool(noted)
+        return int(count)
 
     def due(self, target: str, now: float, limit: int) -> Sequence[Row]:
         return self._take_all(self._db.rows("due", target=target, now=now, limit=limit))

@@ -84,7 +84,9 @@ async def test_a_note_is_kept_whatever_the_delivery_came_to_and_goes_when_it_is_
     """Recorded before the call is repeated: also the report of a failed delivery counts, once, and is counted."""
     resource = await here.created("ada")
     for _ in range(2):
-        await here.comes_to(resource, Result.RATE_LIMITED, retry_after_s=0.0, notes=(Note("owed", subject="s"),))
+        await here.comes_to(
+            resource, Result.RATE_LIMITED, retry_after_s=0.0, notes=(Note("owed", "x" * 9_999, subject="s"),)
+        )
         await here.store.run(lambda ledger: ledger.hasten(ALPHA, time.time() + 60.0))
         row = await here.row(resource)
         row.next_at = 0.0
@@ -95,7 +97,7 @@ async def test_a_note_is_kept_whatever_the_delivery_came_to_and_goes_when_it_is_
         here.dispatcher.kick(ALPHA)
         await here.settled()
     ((_, _, note),) = await here.store.read_slow(lambda reader: reader.notes(ALPHA, "owed", 0, 10))
-    assert (note.times, note.subject, note.noted_by) == (2, "s", "worker-1")
+    assert (note.times, note.subject, note.noted_by, len(note.message)) == (2, "s", "worker-1", 500)
     assert decode_event(here.bus.sent[resource].body).notes == ("owed",)
     await here.comes_to(
         resource, Result.APPLIED, account_id="p", created=True, notes=(Note("invited"), Note("owed", holds=False))
@@ -116,6 +118,8 @@ async def test_both_stores_keep_notes_with_their_resource_and_forget_them_with_i
             ledger.take_notes(row, (Note("no_mapping", "m\0", subject=row.id), Note("x")), by="w", at=NOW)
         ledger.take_notes(rows[0], (Note("no_mapping", "m", subject="1"), Note("x", holds=False)), by="v", at=NOW + 5)
         assert list(ledger.notes_of("one")) == ["no_mapping"]
+        assert ledger.in_flight(TARGET) == 0
+        assert list(ledger.notes_of("one")) == ["no_mapping"], "who counts learns whether the target has any"
         for number, steps in enumerate(((Step("GET", "/"),), ())):
             outcome = Outcome(
                 id=f"o{number}",
