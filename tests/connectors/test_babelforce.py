@@ -879,7 +879,7 @@ def test_the_address_follows_the_namespace_or_the_tenant_url(options: dict[str, 
     ],
 )
 def test_settings_that_cannot_work_are_refused_when_the_file_is_read(table: dict[str, Any], said: str) -> None:
-    """Design section 8."""
+    """A mistake is said at start, not at the first delivery."""
     problems: list[str] = []
     assert registry.decode_settings("babelforce", table, "targets.b.settings", problems) is None
     assert any(problem.startswith("targets.b.settings") and said in problem for problem in problems), problems

@@ -930,7 +930,7 @@ def test_the_tenant_url_gives_host_and_scim_root() -> None:
     ],
 )
 def test_settings_that_cannot_work_are_refused_when_the_file_is_read(options: dict[str, Any], said: str) -> None:
-    """Design section 8."""
+    """A mistake is said at start, not at the first delivery."""
     table = {"tenant_url": "https://bobs.example.com/scim/v2", "api_key": {"env": "T"}, **options}
     problems: list[str] = []
     assert registry.decode_settings("bobs_business", table, "targets.l.settings", problems) is None

@@ -467,7 +467,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("text", "said"), MISTAKES)
 def test_every_mistake_names_its_place_and_the_remedy(text: str, said: str) -> None:
-    """Design section 8: path first, with the nearest name; what cannot work is refused before anything is sent."""
+    """Path first, with the nearest name; what cannot work is refused before anything is sent."""
     table: dict[str, Any] = {"base_url": "https://crm.example.com/api", "auth": {"token": {"env": "KEY"}}}
     for part in (COMMON, text):
         merged(table, tomllib.loads("\n".join(line.strip() for line in part.splitlines())))

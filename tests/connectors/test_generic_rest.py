@@ -528,13 +528,13 @@ def test_a_choice_from_a_list_changes_one_entry_and_no_other(kinds: list[str], c
     ],
 )
 def test_every_mistake_is_told_with_its_place(options: dict[str, Any], said: str) -> None:
-    """Design section 8: path first, with the nearest valid name."""
+    """Path first, with the nearest valid name."""
     problems = problems_of(**options)
     assert any(problem.startswith(said) for problem in problems), problems
 
 
 def test_all_mistakes_are_reported_at_once() -> None:
-    """Design section 8: nobody has to start the system five times."""
+    """Nobody has to start the system five times."""
     problems = problems_of(
         endpoints={**ENDPOINTS, "read": {"path": "/x"}, "lst": {"path": "/x"}},
         attributes={"userName": {"feld": "login"}},

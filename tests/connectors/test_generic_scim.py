@@ -273,7 +273,7 @@ def test_every_known_path_can_be_read_and_named() -> None:
 
 
 def test_all_mistakes_of_the_settings_are_reported_at_once() -> None:
-    """Design section 8: path first, with the nearest valid name."""
+    """Path first, with the nearest valid name."""
     problems = problems_of(
         base_url="http://scim.example.com",
         attributes=["userName", "displayNam"],

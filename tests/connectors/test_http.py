@@ -160,7 +160,7 @@ async def test_path_parts_and_query_travel_encoded_and_only_the_template_is_reco
 
 
 async def test_the_idempotency_key_of_a_call_is_in_its_step() -> None:
-    """Reliability section 3: an attempt's steps carry the idempotency key."""
+    """An attempt's steps carry the idempotency key."""
     ctx = Delivery()
     async with serving(answering(201, {"id": "1"})) as url, client(url) as http:
         await http.request("POST", "/Users", ctx=ctx, json={}, headers={"Idempotency-Key": "E-1:create"})
@@ -168,7 +168,7 @@ async def test_the_idempotency_key_of_a_call_is_in_its_step() -> None:
 
 
 async def test_the_trace_of_a_delivery_goes_along_with_its_calls_and_with_no_other() -> None:
-    """Reliability section 5, W3C Trace Context: what Entra's request began is one trace as far as the product."""
+    """W3C Trace Context: what Entra's request began is one trace as far as the product."""
     seen: list[str | None] = []
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
@@ -209,7 +209,7 @@ async def test_an_expected_status_is_an_answer() -> None:
 
 @pytest.mark.parametrize("status", sorted(MEANING))
 async def test_each_listed_status_raises_the_error_of_the_table(status: int) -> None:
-    """Reliability section 6: one table decides."""
+    """One table decides."""
     async with serving(answering(status, {"detail": "no"})) as url, client(url) as http:
         error = await refused(http, "PUT", "/Users/{id}", parts={"id": "1"}, json={})
     assert (type(error), error.code) == MEANING[status]
@@ -343,7 +343,7 @@ def test_the_text_of_a_nested_error_object_is_found() -> None:
 
 
 async def test_a_refused_connection_is_not_ambiguous() -> None:
-    """Reliability section 6: refused before anything was sent is transient."""
+    """Refused before anything was sent is transient."""
     ctx = Delivery()
     async with client(f"http://127.0.0.1:{free_port()}") as http:
         error = await refused(http, ctx=ctx, json={})
@@ -352,7 +352,7 @@ async def test_a_refused_connection_is_not_ambiguous() -> None:
 
 
 async def test_a_connection_cut_after_the_request_is_ambiguous_for_a_write_only() -> None:
-    """Reliability section 6: reset after send, look before writing again."""
+    """Reset after send, look before writing again."""
 
     async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request_head(reader)
@@ -395,7 +395,7 @@ async def test_a_body_that_never_ends_meets_the_same_limit() -> None:
 
 @pytest.mark.parametrize("body", [b'{"id": "u-', b"<html></html>", b"\xff\xfe", b"[" * 100_000])
 async def test_an_unreadable_success_on_a_write_is_ambiguous(body: bytes) -> None:
-    """Reliability section 6: malformed 2xx."""
+    """An answer of success that cannot be read tells nothing."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         return web.Response(status=201, body=body)
@@ -853,7 +853,7 @@ async def busy(http: HttpClient, calls: int) -> None:
 
 
 async def test_a_read_is_repeated_at_most_twice_when_the_target_is_busy_enough() -> None:
-    """Reliability section 6: at most 2 in-attempt repeats."""
+    """At most 2 in-attempt repeats."""
     flaky = Flaky()
     ctx = Delivery()
     async with serving(flaky) as url, client(url) as http:
@@ -868,7 +868,7 @@ async def test_a_read_is_repeated_at_most_twice_when_the_target_is_busy_enough()
 
 
 async def test_repeats_stay_under_a_tenth_of_the_last_minutes_calls() -> None:
-    """Reliability section 6: no repeat may feed an outage."""
+    """No repeat may feed an outage."""
     flaky = Flaky()
     async with serving(flaky) as url, client(url) as http:
         flaky.failures = 1
@@ -883,7 +883,7 @@ async def test_repeats_stay_under_a_tenth_of_the_last_minutes_calls() -> None:
 
 
 async def test_a_write_is_repeated_only_when_called_idempotent() -> None:
-    """Reliability section 6: idempotent calls only."""
+    """Idempotent calls only."""
     flaky = Flaky()
     async with serving(flaky) as url, client(url) as http:
         await busy(http, 30)
@@ -949,7 +949,7 @@ async def test_when_the_hook_raises_nothing_is_sent_and_nothing_recorded() -> No
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
 async def test_a_closed_kept_connection_is_no_reason_for_a_hidden_second_call(method: str) -> None:
-    """Reliability section 6: no other retry layer; the library would send these methods again by itself."""
+    """No other retry layer; the library would send these methods again by itself."""
     heads = []
 
     async def answer_once_per_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -979,7 +979,7 @@ def token_checking(accepted: list[str]) -> tuple[Answer, list[str]]:
 
 
 async def test_a_rotated_secret_file_takes_effect_without_a_restart(tmp_path: Path) -> None:
-    """Reliability section 6: auth_broken heals at once on a new credential."""
+    """A broken credential heals at once on a new credential."""
     file = tmp_path / "token"
     file.write_text("first-token")
     file.chmod(0o600)
@@ -1061,7 +1061,7 @@ async def test_one_token_serves_many_calls_and_a_revoked_one_is_renewed_once(tmp
 
 @pytest.mark.parametrize("status", [400, 401])
 async def test_refused_client_credentials_open_the_circuit(tmp_path: Path, status: int) -> None:
-    """Reliability section 6, auth_broken: invalid grant."""
+    """An invalid grant is an operator's matter, not an outage."""
     async with with_tokens(tmp_path) as (http, host):
         host.refuse_with = status
         error = await refused(http)

@@ -30,7 +30,7 @@ ODD = {
 
 
 async def test_a_user_of_any_shape_is_accepted_and_nothing_is_ignored(observe: Observe) -> None:
-    """Design section 9: accepts users and groups of any shape."""
+    """Accepts users and groups of any shape."""
     user = User.from_document(ODD)
     account = observe.normalize(user, Known())
     await observe.create(account, Delivery(idempotency_key="E1-1"))
@@ -89,7 +89,7 @@ async def test_only_the_newest_changes_are_kept_and_all_are_counted(observe: Obs
 
 
 async def test_it_is_always_well_and_calls_nobody(observe: Observe) -> None:
-    """Design section 9: a connector that calls nobody."""
+    """A connector that calls nobody."""
     assert [finding.level for finding in await observe.check()] == ["ok"]
     with pytest.raises(ConnectorBug):
         await observe.http.request("GET", "/anything")

@@ -31,7 +31,7 @@ def test_every_shipped_connector_loads_and_declares_itself_fully(name: str) -> N
 
 
 def test_names_lists_what_can_be_configured() -> None:
-    """Design section 9: telemessage, talkdesk and observe are among them."""
+    """TeleMessage, Talkdesk and observe are among them."""
     assert {"telemessage", "talkdesk", "observe"} <= set(registry.names())
     assert registry.names() == sorted(registry.names())
 
@@ -46,7 +46,7 @@ def test_an_unknown_connector_gets_the_nearest_name() -> None:
 
 
 def test_all_mistakes_of_a_settings_table_are_reported_at_once_path_first() -> None:
-    """Design section 8."""
+    """Nobody has to start the system five times."""
     problems: list[str] = []
     table = {"tokn": {"env": "T"}, "base_url": 7}
     assert registry.decode_settings("telemessage", table, "targets.tm.settings", problems) is None
@@ -121,7 +121,7 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("foreign")
 def test_connectors_of_other_packages_are_found_by_entry_point() -> None:
-    """Design section 6: a new product may live in a package of its own."""
+    """A new product may live in a package of its own."""
     assert "lamp" in registry.names()
     lamp = registry.load("lamp")
     assert issubclass(lamp, Connector)

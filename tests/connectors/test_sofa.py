@@ -971,7 +971,7 @@ def test_the_endpoint_url_gives_host_and_scim_root() -> None:
     ],
 )
 def test_settings_that_cannot_work_are_refused_when_the_file_is_read(options: dict[str, Any], said: str) -> None:
-    """Design section 8, S5, S11, S16."""
+    """S5, S11, S16: a mistake is said at start, not at the first delivery."""
     table = {
         "endpoint_url": "https://sofa.example.com/scim/entra",
         "access_key": {"env": "T"},

@@ -624,7 +624,7 @@ def test_the_address_follows_region_or_tenant_url(options: dict[str, Any], base_
     ],
 )
 def test_settings_that_cannot_work_are_refused_when_the_file_is_read(table: dict[str, Any], said: str) -> None:
-    """Design section 8."""
+    """A mistake is said at start, not at the first delivery."""
     problems: list[str] = []
     assert registry.decode_settings("talkdesk", table, "targets.td.settings", problems) is None
     assert any(problem.startswith("targets.td.settings") and said in problem for problem in problems)

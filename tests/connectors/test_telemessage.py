@@ -672,7 +672,7 @@ async def test_all_accounts_of_the_manager_are_listed_page_by_page(emulator: Any
     ],
 )
 def test_settings_that_cannot_work_are_refused_when_the_file_is_read(wrong: dict[str, Any], said: str) -> None:
-    """Design section 8: all mistakes at once, path first."""
+    """All mistakes at once, path first."""
     table = {"base_url": "https://telemessage.example.com", "token": {"env": "T"}, "manager_name": MANAGER, **wrong}
     problems: list[str] = []
     assert registry.decode_settings("telemessage", table, "targets.tm.settings", problems) is None

@@ -28,7 +28,7 @@ def engine(ledger_store: MemoryBooks | SqlBooks) -> Engine:
 async def test_a_wish_that_was_acknowledged_waits_for_an_unknown_name_and_is_applied_when_it_appears(
     engine: Engine,
 ) -> None:
-    """Reliability section 6, config: blocked on the name, looked at again by itself, at growing intervals of 15 min at most."""
+    """Blocked on the name, looked at again by itself, at growing intervals of 15 min at most."""
     await engine.post("ada")
     await engine.idle()
     waits = []
@@ -49,7 +49,7 @@ async def test_a_wish_that_was_acknowledged_waits_for_an_unknown_name_and_is_app
 
 
 async def test_an_unknown_name_is_told_while_entra_waits_and_a_newer_wish_goes_before_it(engine: Engine) -> None:
-    """Reliability section 6: refused like anything permanent as long as nobody was told success; T6: the newest wish is sent."""
+    """Refused like anything permanent as long as nobody was told success; T6: the newest wish is sent."""
     engine.serving = True
     asked = asyncio.ensure_future(engine.post("ada"))
     await engine.waiters.reached(1)
@@ -149,7 +149,7 @@ async def test_T6_a_newer_wish_does_not_wait_for_what_the_older_one_waits_for(en
 
 
 async def test_an_outage_during_a_long_wait_neither_ends_the_wait_nor_begins_it_anew(engine: Engine) -> None:
-    """Reliability section 6, transient: 72 h without an answer, not 72 h since a licence was first missing."""
+    """72 h without an answer, not 72 h since a licence was first missing."""
     await engine.post("ada")
     await engine.idle()
     asked = {"blocked_on": "licence", "account_id": "a-1", "wait_max_s": 30 * DAY_S}
