@@ -39,6 +39,7 @@ NAMES_MAX = 6
 NATS_PORT = 4222
 
 _LINE = re.compile(r"(ok|warning|error)\s+(\S+): (.*)")
+_NO_SECRET = re.compile(r"^(\S.*): 1 problem\n  (.+)$", re.MULTILINE)
 _UNSENT = "SELECT count(*) FROM mail WHERE state = 'failed' OR (state = 'waiting' AND error <> '')"
 CLIENT_START = "pgs_"
 """How the prefix of a client secret begins in the store; a key's is another."""
@@ -208,6 +209,8 @@ def _target(config: Path, name: str) -> list[Finding]:
     problems = [line.strip() for line in ended.stderr.splitlines() if line.startswith("  ") and ": " in line]
     if problems:
         return [_of_problem(where, _cut(problem)) for problem in problems]
+    if secret := _NO_SECRET.search(ended.stderr):  # a reference that leads nowhere: which one stands in the line before
+        return [Finding("error", where, f"{_cut(secret[1])} {_cut(secret[2])}")]
     said = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), "it said nothing")
     return [Finding("ok" if ended.returncode == 0 else "error", where, f"the worker's check ended: {_cut(said)}")]
 

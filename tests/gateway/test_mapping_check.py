@@ -17,13 +17,17 @@ path = "store.sqlite3"
 connector = "observe"
 [targets.{BETA}]
 connector = "observe"
+[targets.gamma]
+connector = "talkdesk"
+settings = {{ region = "eu", token = {{ env = "PROVGATE_TEST_NEVER_SET" }} }}
 """
 
 
 async def test_attributes_sent_in_vain_and_values_refused_are_findings_of_the_check(tmp_path: Path) -> None:
     """Vendor requirements T6, B10, M8, L10, S21 and S24: what should not be mapped, or is mapped from a wrong source, is seen.
 
-    No person's value is in a finding; a mapping that fits, like that of the second target, leads to none.
+    No person's value is in a finding; a mapping that fits, like that of the second target, leads to none. A secret that is not
+    there, the third's, is named by its variable.
     """
     file = tmp_path / "provgate.toml"
     file.write_text(CONFIGURED, encoding="utf-8")
@@ -35,7 +39,8 @@ async def test_attributes_sent_in_vain_and_values_refused_are_findings_of_the_ch
                 await here.comes_to(resource, Result.APPLIED, ignored=ignored, **account)
         await here.dead("eve", reason=NICKNAME)
 
-    found = [finding for finding in run_checks(file) if finding.where.endswith(".mapping")]
+    all_found = run_checks(file)
+    found = [finding for finding in all_found if finding.where.endswith(".mapping")]
 
     assert [(finding.level, finding.where) for finding in found] == [("warning", f"targets.{ALPHA}.mapping")] * 2
     assert "name.honorificPrefix, title" in found[0].message
@@ -43,4 +48,6 @@ async def test_attributes_sent_in_vain_and_values_refused_are_findings_of_the_ch
     assert "newest 3 deliveries" in found[1].message
     assert "1 for externalId, bad_object_id" in found[1].message
     assert "connectors/setup/observe.md" in found[1].remedy
+    said = {(finding.level, finding.message) for finding in all_found if finding.where == "targets.gamma"}
+    assert ("error", "environment variable PROVGATE_TEST_NEVER_SET is not set or empty") in said
     assert not any("ada" in text or "eve" in text for one in found for text in (one.message, one.remedy))
