@@ -228,7 +228,9 @@ class JetStream:
             found = {}
             for name in (topology.WORK, topology.OUTCOMES):
                 state = await topology.stream_state(self._request, name)
-                if state is None or name not in self._states:
+                known = self._states.get(name)
+                # Another creation time: a worker made it anew before we looked, and our consumer went with the old one.
+                if state is None or known is None or known.created != state.created:
                     state = await self._declare(name)
                 found[name] = state.created
             return found
@@ -344,6 +346,9 @@ class JetStream:
             except Exception as exc:  # a consumer that is gone, a connection that broke: bind anew
                 log.warning("outcomes.interrupted", error=type(exc).__name__)
                 pull = None
+                self._states.pop(
+                    topology.OUTCOMES, None
+                )  # the consumer may be lost alone: the next look declares it anew
                 await asyncio.sleep(RETRY_WAIT_S)
 
     async def _take(self, message: Msg) -> None:

@@ -292,7 +292,7 @@ async def test_A10_streams_are_declared_once_and_recognised(gateway: Gateway, st
     assert streams == await other.bus.streams() == await gateway.bus.streams()
 
 
-@pytest.mark.parametrize("how", ["wiped", "deleted"])
+@pytest.mark.parametrize("how", ["wiped", "deleted", "a worker was quicker"])
 async def test_R10_a_stream_that_was_made_anew_has_another_creation_time_and_consumer(
     gateway: Gateway, worker: Worker, nats_server: NatsServer, how: str
 ) -> None:
@@ -305,6 +305,8 @@ async def test_R10_a_stream_that_was_made_anew_has_another_creation_time_and_con
         await until(gateway.bus.connected)
     else:
         await worker.request(f"$JS.API.STREAM.DELETE.{topology.OUTCOMES}")
+        if how == "a worker was quicker":
+            await topology.declare_stream(worker.request, topology.OUTCOMES, replicas=1)
 
     after = await until(gateway.bus.streams)
 
@@ -432,6 +434,19 @@ async def test_R1_how_far_outcomes_are_folded_is_told_of_the_stream_that_is_ther
     gateway.fold()
 
     await until(gateway.everything_folded)
+
+
+async def test_R1_a_consumer_that_is_lost_alone_is_declared_again(gateway: Gateway, worker: Worker) -> None:
+    """R1: without it no outcome would come any more, and nothing in flight could be called lost."""
+    message = await gateway.send()
+    await worker.request(f"$JS.API.CONSUMER.DELETE.{topology.OUTCOMES}.{gateway.bus._consumer}")
+    gateway.fold()
+    await worker.tell(outcome_of(decode_event(message.body), Result.APPLIED, now=time.time()))
+
+    async def folded() -> bool:
+        return await gateway.bus.streams() is not None and await gateway.everything_folded()
+
+    await until(folded)
 
 
 # ---- plain NATS
