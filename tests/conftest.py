@@ -110,17 +110,33 @@ def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
         server.kill()
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Divide the suite among test processes: a file stays together, and one process runs all that starts the whole system.
+WHOLE_SYSTEM = "whole system"
+LONGEST = (WHOLE_SYSTEM, "simulation/test_simulation.py", "gateway/test_fuzz.py", "gateway/test_match.py")
+"""What begins first, so that no process waits for another at the end."""
 
-    That one begins first, because it takes longest; two whole systems side by side would only slow each other down.
+
+def share_of(nodeid: str) -> str:
+    """What runs in one process: a file stays together, and so does all that starts the whole system.
+
+    Two whole systems side by side would only slow each other down.
     """
-    root = config.rootpath / "tests"
+    path = nodeid.partition("::")[0].removeprefix("tests/")
+    return WHOLE_SYSTEM if path.startswith(("e2e/", "faults/")) else path
 
-    def group(item: pytest.Item) -> str:
-        folder = item.path.relative_to(root).parts[0]
-        return "whole system" if folder in ("e2e", "faults") else str(item.path.relative_to(root))
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: group(item) != "whole system")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest."""
+    begins = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: begins.get(share_of(item.nodeid), len(begins)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Divide the suite among test processes by `share_of` (marks of groups are not seen with every version of pytest)."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Shares(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return share_of(nodeid)
+
+    return Shares(config, log)
