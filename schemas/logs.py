@@ -1,6 +1,7 @@
 """One log shape for every process: an event name and facts, one JSON object a line, no prose, no person's attributes.
 
-Redaction works by name and by registered value, so that a secret cannot slip out through an exception text either.
+Redaction works by name and by registered value. Of an exception that is logged, types and places are written down and never
+its text, which may hold anything: a person's values, or a secret that nobody registered.
 """
 
 from __future__ import annotations
@@ -86,6 +87,30 @@ def _redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[
     return event
 
 
+_traced = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+
+
+def _without_texts(exc_info: Any) -> list[dict[str, Any]]:
+    """Types and places of exceptions, causes and members of groups included."""
+    return [_type_and_places(one) for one in _traced(exc_info)]
+
+
+def _type_and_places(trace: dict[str, Any]) -> dict[str, Any]:
+    shown = {"exc_type": trace["exc_type"], "is_cause": trace["is_cause"], "frames": trace["frames"]}
+    if trace["exceptions"]:
+        shown["exceptions"] = [[_type_and_places(one) for one in inner] for inner in trace["exceptions"]]
+    return shown
+
+
+def _for_a_person(exc_info: Any) -> str:
+    """The same in lines; what was raised last comes first."""
+    lines = []
+    for trace in _traced(exc_info):
+        lines.append(f"{trace['exc_type']}, raised by" if trace["frames"] else trace["exc_type"])
+        lines += [f"  {frame['filename']}:{frame['lineno']} in {frame['name']}" for frame in reversed(trace["frames"])]
+    return "\n".join(lines)
+
+
 def _as_json(event: MutableMapping[str, Any], *, default: Callable[[Any], Any]) -> str:
     try:
         return msgspec.json.encode(event, enc_hook=default).decode()
@@ -108,7 +133,7 @@ def configure(process: str, *, level: str = "information", stream: TextIO | None
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
+        structlog.processors.ExceptionRenderer(_for_a_person if pretty else _without_texts),
         _redact,
         structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer(_as_json),
     )

@@ -45,3 +45,32 @@ def test_every_target_has_a_level_of_its_own() -> None:
         methods = {event.split(".")[1] for event in events if event.startswith(f"{level}.")}
         assert methods == SHOWN.get(level, {"debug", "info", "warning", "error"}), level
         assert f"after.{level}" in events
+
+
+def test_of_an_exception_types_and_places_are_logged_and_never_its_text() -> None:
+    """No person's value and no secret in a log: a text may be one, also of a cause or inside a group; at a terminal alike."""
+    program = """
+from schemas import logs
+
+def broken():
+    try:
+        {}["ada@contoso.example"]
+    except KeyError as exc:
+        raise ExceptionGroup("ada@contoso.example", [exc, ValueError("ada@contoso.example")]) from exc
+
+for pretty in (False, True):
+    logs.configure("worker", pretty=pretty)
+    try:
+        broken()
+    except Exception as exc:
+        logs.logger().error("delivery.failed", exc_info=exc)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+
+    first, shown = ended.stderr.split("\n", 1)
+    assert "ada@" not in ended.stderr
+    (trace, *_) = json.loads(first)["exception"]
+    assert (trace["exc_type"], trace["frames"][-1]["name"]) == ("ExceptionGroup", "broken")
+    assert [inner[0]["exc_type"] for inner in trace["exceptions"]] == ["KeyError", "ValueError"]
+    assert "delivery.failed" in shown
+    assert ":8 in broken" in shown
