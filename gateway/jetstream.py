@@ -345,10 +345,9 @@ class JetStream:
                 await asyncio.sleep(FETCH_EVERY_S)
             except Exception as exc:  # a consumer that is gone, a connection that broke: bind anew
                 log.warning("outcomes.interrupted", error=type(exc).__name__)
+                # The consumer may be lost alone: the next look at the streams declares it anew.
+                self._states.pop(topology.OUTCOMES, None)
                 pull = None
-                self._states.pop(
-                    topology.OUTCOMES, None
-                )  # the consumer may be lost alone: the next look declares it anew
                 await asyncio.sleep(RETRY_WAIT_S)
 
     async def _take(self, message: Msg) -> None:
