@@ -181,13 +181,17 @@ def problems_of(
     found: list[Problem] = []
     if not served.workers:
         why = f" ({served.problems[0]})" if served.problems else ""
-        remedy = "Correct the setting" if served.problems else "Start one"
+        remedy = (
+            "Correct it, then: provgate check. The file is read again by itself; a new environment variable needs a new start"
+            if served.problems
+            else f"Start one: provgate worker --target {name}"
+        )
         found.append(
             Problem(
                 "no_worker",
                 True,
                 f"is served by no worker{why}",
-                f"{remedy}: provgate worker --target {name}; see what is wrong with: provgate check",
+                remedy,
             )
         )
     if target.circuit is not Circuit.CLOSED:
