@@ -28,6 +28,8 @@ from schemas.states import Change, Circuit, State
 BRAKE_S = 3600.0
 COUNTS_FRESH_S = 10.0
 RETRY_AFTER_S = 30
+ASKED_AGAIN_S = 30.0
+"""Whoever asks again for what is waited for has it looked at this long after the last look, however often it is asked."""
 EWMA_WEIGHT = 0.1
 LATE_FACTOR = 2.0
 """An outcome that did not come within the budget counts as this many budgets: how much later it comes is not known."""
@@ -282,8 +284,10 @@ class Intake:
                     return self._join(row)
                 if row.state is State.BLOCKED and row.observed_active is not None and not row.ambiguous:
                     # Entra reads what the product shows in place of the wish, and asks again: time for another look
-                    row.next_at = min(row.next_at, self.clock.now())
-                    ledger.save(row)
+                    soon = max(self.clock.now(), row.settled_at + ASKED_AGAIN_S)
+                    if soon < row.next_at:
+                        row.next_at = soon
+                        ledger.save(row)
                 return _Taken(row=row, unchanged=True)
             change = _change(base, document)
             now = self.clock.now()

@@ -634,9 +634,17 @@ def _gone_entries(wished: Any, held: Any) -> list[dict[str, Any]]:
     """The entries of types that only the product holds, with null for each of their values."""
     if not isinstance(wished, list) or not isinstance(held, list):
         return []
-    there = {entry.get("type") for entry in wished if isinstance(entry, dict)}
-    gone = {entry.get("type"): entry for entry in held if isinstance(entry, dict) and entry.get("type") not in there}
-    return [{**dict.fromkeys(entry.keys() - {"primary"}), "type": type_} for type_, entry in gone.items() if type_]
+    there = {_type_of(entry) for entry in wished}
+    gone = {_type_of(entry): entry for entry in held if _type_of(entry) not in there}
+    return [
+        {**dict.fromkeys(entry.keys() - {"primary"}), "type": entry["type"]} for kind, entry in gone.items() if kind
+    ]
+
+
+def _type_of(entry: Any) -> str:
+    """In small letters, as entries are told apart when Entra changes them; "" when it has none."""
+    kind = entry.get("type") if isinstance(entry, dict) else None
+    return kind.casefold() if isinstance(kind, str) else ""
 
 
 def _unmarked(document: dict[str, Any]) -> dict[str, Any]:
@@ -1123,9 +1131,8 @@ def _rejected(row: Row, outcome: Outcome, now: float) -> list[Effect]:
 def _blocked(row: Row, outcome: Outcome, now: float, others: Others) -> list[Effect]:
     """Waits for a named thing. When the account exists already (licence, approval), it is linked and its name is ours."""
     effects: list[Effect] = []
-    came_meanwhile = (
-        row.generation > outcome.generation and row.blocked_on is None
-    )  # else it is a detour of a ring of names
+    # while a detour is out, its row waits for the names of its ring: the newer wish is the one the detour prepares for
+    came_meanwhile = row.generation > outcome.generation and row.blocked_on is None
     row.ambiguous |= outcome.ambiguous
     row.first_failed_at = None  # the product answered
     row.observed_active = outcome.observed_active
@@ -1135,6 +1142,7 @@ def _blocked(row: Row, outcome: Outcome, now: float, others: Others) -> list[Eff
             _block(row, f"account of {owner.id}", now, _owner_reason(owner), wait_s=5.0)
             return [MakeDirty(owner.id)]
         _link(row, outcome.account_id, created=outcome.created or None)
+        row.doubts.trail |= set(row.settled_identities) - set(outcome.identities)
         row.settled_identities = outcome.identities
         row.ambiguous = False
     elif not (row.ambiguous or row.dirty or row.looked or outcome.looked):

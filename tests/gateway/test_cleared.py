@@ -78,8 +78,8 @@ def sent_after(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
         ),
         (
             {"userName": "a", "emails": [WORK, HOME]},
-            {"userName": "a", "emails": [{**WORK, "value": "b@contoso.example"}, HOME]},
-            {"userName": "a", "emails": [{**WORK, "value": "b@contoso.example"}, HOME]},
+            {"userName": "a", "emails": [{**WORK, "type": "Work", "value": "b@contoso.example"}, HOME]},
+            {"userName": "a", "emails": [{**WORK, "type": "Work", "value": "b@contoso.example"}, HOME]},
         ),
         ({"userName": "a", "title": "x"}, {"userName": "a", "title": "y"}, {"userName": "a", "title": "y"}),
         ({"userName": "a"}, {"userName": "a", "title": "y"}, {"userName": "a", "title": "y"}),

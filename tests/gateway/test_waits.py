@@ -204,3 +204,23 @@ async def test_T10_a_detour_that_waits_for_something_is_not_sent_again_and_again
         waits.append(row.next_at - engine.clock.time)
         await engine.sweep(waits[-1])
     assert min(waits) >= 1.0
+
+
+async def test_whoever_asks_again_has_the_product_looked_at_and_cannot_make_it_be_looked_at_for_ever(
+    engine: Engine,
+) -> None:
+    """Entra reads what the product shows in place of its wish and repeats it: one more look, twice a minute at most."""
+    await engine.post("ada", active=True)
+    await engine.idle()
+    looks = 0
+    for second in range(61):
+        if engine.row("r1").body is not None:
+            await engine.report(
+                "r1", Result.BLOCKED, blocked_on="licence", account_id="a", observed_active=False, retry_after_s=900.0
+            )
+            looks += 1
+        answer = await engine.patch("r1", active=True)
+        assert answer.error is None
+        await engine.sweep(1.0)
+        assert second < 31 or looks > 1
+    assert looks == 3
