@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-START_WAIT_S = 10.0
+START_WAIT_S = 60.0
 
 
 def free_port() -> int:

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-WAIT_S = 15.0
+WAIT_S = 60.0
+"""Generous on purpose: whoever waits goes on as soon as it is so, and machines are busy at times."""
 LOOK_EVERY_S = 0.02
 
 

@@ -163,7 +163,7 @@ async def test_a_revoked_credential_dead_letters_nobody_and_is_no_error_for_the_
     async def circuit_is_open() -> bool:
         return (await system.target(session, "telemessage"))["circuit"]["state"] == "auth"
 
-    await eventually(circuit_is_open, 15.0, "one refused credential opens the circuit")
+    await eventually(circuit_is_open, 30.0, "one refused credential opens the circuit")
     status = await system.provgate("status", "telemessage")
     assert status["fine"] is False
     assert status["targets"][0]["counts"]["waiting"] == 7

@@ -45,7 +45,7 @@ from tests.gateway.stand_ins import Background, HeldBus, WallClock, write_blank_
 
 TOKEN = "operator-token-of-this-test"
 ALPHA, BETA = "alpha", "beta"
-WAIT_S = 20.0
+WAIT_S = 60.0
 COLUMNS = 100
 
 ROLE = Reason(

@@ -38,7 +38,7 @@ from tests.connectors.alone import Known, StaysOurs
 from tests.gateway.stand_ins import Background, HeldBus, WallClock, write_blank_store
 from workers.delivery import deliver
 
-START_WAIT_S = 10.0
+START_WAIT_S = 60.0
 UNPACED = LimitSettings(requests_per_s_per_target="unlimited", refused_sign_ins_per_min_per_source="unlimited")
 ALPHA, BETA = "alpha", "beta"
 USER = "urn:ietf:params:scim:schemas:core:2.0:User"

@@ -34,7 +34,7 @@ from tests.workers.shelf import ShelfServer
 from workers.app import Worker
 from workers.ownership import monotonic_s
 
-WAIT_S = 15.0
+WAIT_S = 60.0
 
 
 class Clock:
