@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -33,8 +32,8 @@ from connectors.contract import (
     VendorResponse,
     Write,
 )
-from connectors.http import Bearer, address_problem, error_of, vendor_text
-from connectors.scim import ScimClient, as_text, checked_id, held_text, ignored_paths, texts
+from connectors.http import Bearer, address_problem, already_there, error_of, vendor_text
+from connectors.scim import ScimClient, as_text, checked_id, held_text, ignored_paths, texts, visible
 from schemas.config import Secret
 from schemas.errors import Conflict, Gone, NormalizationError, Rejected, Unavailable
 from schemas.events import identity, split_identity
@@ -78,7 +77,7 @@ def normalize_roles(
     Raises:
         NormalizationError: `unknown_role`; `names` lists all of them, and nothing is applied.
     """
-    names = {_visible(text): None for text in texts(payload)}
+    names = {visible(text): None for text in texts(payload)}
     folded = {name: name.casefold() for name in names if name and name.casefold() not in ENTRA_ROLES}
     bad = [name for name, role in folded.items() if role not in MANAGED_ROLES]
     if bad and unknown == "reject":
@@ -94,7 +93,7 @@ def normalize_roles(
         )
     roles = list(dict.fromkeys(role for role in folded.values() if role in MANAGED_ROLES))
     if not roles and creating:
-        return list(dict.fromkeys(_visible(role).casefold() for role in default_roles))
+        return list(dict.fromkeys(visible(role).casefold() for role in default_roles))
     return roles
 
 
@@ -118,7 +117,7 @@ def normalize_login(user_name: Any) -> str:
     Raises:
         NormalizationError: `missing`, or `bad_email`, also for the user principal name of a guest.
     """
-    login = _visible(user_name).lower() if isinstance(user_name, str) else ""
+    login = visible(user_name).lower() if isinstance(user_name, str) else ""
     if user_name is None or (isinstance(user_name, str) and not login):
         raise NormalizationError(
             f"userName is blank; {TITLE} needs the e-mail address as login. Map userName from mail and fill it in Entra.",
@@ -132,11 +131,6 @@ def normalize_login(user_name: Any) -> str:
             attribute="userName",
         )
     return login
-
-
-def _visible(text: str) -> str:
-    """Trimmed, without invisible characters."""
-    return "".join(char for char in text if unicodedata.category(char) != "Cf").strip()
 
 
 # The configuration document -------------------------------------------------------------------------------------------
@@ -556,7 +550,7 @@ class _Rest:
             if not _not_done(answer):
                 break
             if await self.by_login(account.login, ctx) is not None:
-                raise _already_there()
+                raise already_there(TITLE, "a user with this login")
             await _pause_or_give_up("POST", path, answer, last=last)
         account_id = _id(_item(answer, "POST", path))
         if not account.active:
@@ -661,7 +655,7 @@ class _Rest:
         """Why a user was not made. Always raises; a user that was merely found is linked by the gateway."""
         taken = answer.status == 409 or _DUPLICATE.search(vendor_text(answer.body)) is not None
         if taken and await self.by_login(account.login, ctx) is not None:
-            raise _already_there()
+            raise already_there(TITLE, "a user with this login")
         if taken:
             raise _unseen()
         raise _refused("POST", "/api/v2/users", answer)
@@ -826,7 +820,7 @@ class _Scim:
             raise Unavailable(said, code="server_error", ambiguous=True)
         if answer.status == 409:
             if await self.look_up(account.login, ctx) is not None:
-                raise _already_there()
+                raise already_there(TITLE, "a user with this login")
             raise _unseen()
         if answer.status >= 300:
             raise _refused("POST", self.scim.path("/Users"), answer)
@@ -848,7 +842,7 @@ class _Scim:
         if account.display_name is not UNSET and held.get("displayName") != account.display_name:
             values["displayName"] = account.display_name
         if roles is not UNSET:
-            current = [_visible(name).casefold() for name in texts(held.get("roles"))]
+            current = [visible(name).casefold() for name in texts(held.get("roles"))]
             steps = role_diff(current, roles)
             if steps["add"] or steps["remove"]:
                 values["roles"] = _role_objects([*(r for r in current if r not in steps["remove"]), *steps["add"]])
@@ -890,7 +884,7 @@ class _Scim:
                 "active": held.get("active") is not False,
                 "values": {
                     "userName": str(held.get("userName", "")).lower(),
-                    "roles": _managed(_visible(name).casefold() for name in texts(held.get("roles"))),
+                    "roles": _managed(visible(name).casefold() for name in texts(held.get("roles"))),
                     "displayName": held_text(held.get("displayName")),
                 },
             }
@@ -955,19 +949,11 @@ def _refused(method: str, path: str, answer: VendorResponse) -> Rejected | Excep
 
 def _note_roles(held: Mapping[str, Any], wanted: Sequence[str], ctx: Delivery) -> None:
     """Say so when SCIM answered success and kept the roles as they were, because the configuration document has them off."""
-    left = role_diff([_visible(name).casefold() for name in texts(held.get("roles"))], wanted)
+    left = role_diff([visible(name).casefold() for name in texts(held.get("roles"))], wanted)
     if left["add"] or left["remove"]:
         ctx.warnings.append(
             f"{TITLE} answered success and did not take the roles; see provgate connector configure: features.roles must be true."
         )
-
-
-def _already_there() -> Unavailable:
-    return Unavailable(
-        f"{TITLE} holds a user with this login already; it is looked up and linked next",
-        code="already_there",
-        ambiguous=True,
-    )
 
 
 def _unseen() -> Conflict:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -31,10 +30,19 @@ from connectors.contract import (
     VendorHttp,
     VendorResponse,
 )
-from connectors.http import Bearer, address_problem, error_of
-from connectors.scim import GROUP_BYTES_MAX, ScimClient, as_text, checked_id, held_text, ignored_paths, spoken_of
+from connectors.http import Bearer, address_problem, already_there, error_of
+from connectors.scim import (
+    GROUP_BYTES_MAX,
+    ScimClient,
+    checked_id,
+    held_text,
+    ignored_paths,
+    kept_text,
+    spoken_of,
+    visible,
+)
 from schemas.config import Secret
-from schemas.errors import Blocked, Conflict, Gone, Misconfigured, NormalizationError, Rejected, Unavailable
+from schemas.errors import Blocked, Conflict, Gone, Misconfigured, NormalizationError, Rejected
 from schemas.events import identity, split_identity
 from schemas.resources import GROUP_SCHEMA, USER_SCHEMA, Group, User, text
 from schemas.specs import Attribute, NoteKind, RateLimit, Spec
@@ -126,7 +134,7 @@ class Platform:
         try:
             return _address(address, self.aliases)
         except _BadAddress:
-            return _visible(address).lower()
+            return visible(address).lower()
 
     def at(self, address: str) -> list[dict[str, str]]:
         """Accounts of a normalized address, in the order they were taken in."""
@@ -230,7 +238,7 @@ def normalize_address(value: Any, domain_aliases: Mapping[str, str] | None = Non
 
 
 def _address(value: Any, aliases: Mapping[str, str]) -> str:
-    shown = _visible(value).lower() if isinstance(value, str) else ""
+    shown = visible(value).lower() if isinstance(value, str) else ""
     if value is None or value is UNSET or (isinstance(value, str) and not shown):
         raise _BadAddress("missing")
     if _EMAIL.fullmatch(shown) is None or "#ext#" in shown:
@@ -241,7 +249,7 @@ def _address(value: Any, aliases: Mapping[str, str]) -> str:
 
 def _clean_aliases(aliases: Mapping[str, str]) -> dict[str, str]:
     """Each alias with the domain it ends at. Aliases that lead nowhere or in a circle have no effect."""
-    direct = {_visible(str(old)).lower(): _visible(str(new)).lower() for old, new in aliases.items()}
+    direct = {visible(str(old)).lower(): visible(str(new)).lower() for old, new in aliases.items()}
     ends: dict[str, str] = {}
     for old in direct:
         seen, domain = {old}, direct[old]
@@ -251,11 +259,6 @@ def _clean_aliases(aliases: Mapping[str, str]) -> dict[str, str]:
         if domain not in seen and _EMAIL.fullmatch(f"x@{domain}"):
             ends[old] = domain
     return ends
-
-
-def _visible(value: str) -> str:
-    """Trimmed, without invisible characters."""
-    return "".join(char for char in value if unicodedata.category(char) != "Cf").strip()
 
 
 def _boolean(value: Any) -> bool:
@@ -319,7 +322,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         if len(self.domain_aliases) > ALIASES_MAX:
             raise ValueError(f"domain_aliases has more than {ALIASES_MAX} entries")
         without_effect = sorted(
-            old for old in self.domain_aliases if _visible(old).lower() not in _clean_aliases(self.domain_aliases)
+            old for old in self.domain_aliases if visible(old).lower() not in _clean_aliases(self.domain_aliases)
         )
         if without_effect:
             raise ValueError(f"domain_aliases: {', '.join(without_effect)} leads in a circle or to no domain")
@@ -435,9 +438,9 @@ class BobsBusiness(Connector[Settings, Account]):
             spellings=tuple(dict.fromkeys(filter(None, spelled))),
             person=person,
             external_id=external_id,
-            given_name=_kept(user.name.given_name),
-            family_name=_kept(user.name.family_name),
-            display_name=_kept(user.display_name),
+            given_name=kept_text(user.name.given_name),
+            family_name=kept_text(user.name.family_name),
+            display_name=kept_text(user.display_name),
         )
 
     def account_keys(self, account: Account) -> tuple[str, ...]:
@@ -792,11 +795,7 @@ class BobsBusiness(Connector[Settings, Account]):
         if decided["action"] == "conflict":
             raise self._conflict(decided)
         if decided["action"] in ("update", "adopt"):
-            raise Unavailable(
-                f"{TITLE} holds an account of this address already; it is looked up and linked next",
-                code="already_there",
-                ambiguous=True,
-            )
+            raise already_there(TITLE, "an account of this address")
         # Reads may lag behind writes, so the gateway looks again some times before it is a person's turn (code `conflict`).
         raise Conflict(
             f"{TITLE} says that this address is taken, but shows no such account.", attribute=self._attribute
@@ -1084,10 +1083,5 @@ def _code(answer: VendorResponse) -> str:
     return code if isinstance(code, str) else ""
 
 
-def _kept(value: str | UnsetType | None) -> str | UnsetType:
-    """Unset stays unset, null becomes empty."""
-    return value if value is UNSET else as_text(value) or ""
-
-
 def _folded(name: str) -> str:
-    return " ".join(_visible(name).casefold().split())
+    return " ".join(visible(name).casefold().split())

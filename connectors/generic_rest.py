@@ -32,6 +32,7 @@ from connectors.contract import (
     Write,
 )
 from connectors.declared import MANAGER, did_you_mean, read
+from connectors.http import already_there
 from connectors.rest_calls import RestCalls
 from connectors.rest_groups import RestGroups, last_part
 from connectors.rest_settings import (
@@ -956,11 +957,7 @@ remedy = "Buy a seat or free one."
         if foreign:
             raise Conflict(foreign, code="account_of_another", attribute=refused.attribute)
         if found:
-            raise Unavailable(
-                f"{self.title} holds this account already; it is looked up and linked next",
-                code="already_there",
-                ambiguous=True,
-            ) from None
+            raise already_there(self.title, "this account") from None
 
 
 class GenericRestWithGroups(GenericRest):

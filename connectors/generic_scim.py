@@ -28,7 +28,7 @@ from connectors.contract import (
     VendorResponse,
 )
 from connectors.declared import MANAGER, did_you_mean, read
-from connectors.http import error_of
+from connectors.http import already_there, error_of
 from connectors.scanned import Row, Scanned
 from connectors.scim import (
     GROUP_BYTES_MAX,
@@ -847,11 +847,7 @@ on_delete = "deactivate"
         if foreign:
             raise Conflict(foreign, code="account_of_another", attribute="userName")
         if found:
-            raise Unavailable(
-                f"{self.title} holds this user already; it is looked up and linked next",
-                code="already_there",
-                ambiguous=True,
-            )
+            raise already_there(self.title, "this user")
         # Reads may lag behind writes, so the gateway looks again some times before it is a person's turn (code `conflict`).
         raise Conflict(
             f"{self.title} says that a value of this user is taken, but shows no such user by "

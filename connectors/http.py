@@ -212,6 +212,13 @@ def error_of(
     return kind(sentence, code=code)
 
 
+def already_there(product: str, what: str) -> Unavailable:
+    """A create was refused because of what is there already: it is looked up and linked next, never adopted by the create."""
+    return Unavailable(
+        f"{product} holds {what} already; it is looked up and linked next", code="already_there", ambiguous=True
+    )
+
+
 def _meaning(status: int) -> tuple[type[ConnectorError], str]:
     if status in MEANING:
         return MEANING[status]

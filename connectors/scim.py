@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -550,9 +551,19 @@ def _number(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
+def visible(value: str) -> str:
+    """Trimmed, and without characters that nobody sees, which arrive when values are copied from documents."""
+    return "".join(char for char in value if unicodedata.category(char) != "Cf").strip()
+
+
 def as_text(value: str | UnsetType | None) -> str | None:
     """Trimmed text; None when unset or null."""
     return value.strip() if isinstance(value, str) else None
+
+
+def kept_text(value: str | UnsetType | None) -> str | UnsetType:
+    """Trimmed text; unset stays unset, null becomes empty."""
+    return value if value is UNSET else as_text(value) or ""
 
 
 def held_text(value: Any) -> str | None:

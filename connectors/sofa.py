@@ -32,11 +32,11 @@ from connectors.contract import (
     VendorHttp,
     VendorResponse,
 )
-from connectors.http import Bearer, address_problem, error_of
-from connectors.scim import GROUP_BYTES_MAX, ScimClient, checked_id, held_text
+from connectors.http import Bearer, address_problem, already_there, error_of
+from connectors.scim import GROUP_BYTES_MAX, ScimClient, checked_id, held_text, visible
 from connectors.scim_paths import held_at, parts_of, put_at, taken_apart
 from schemas.config import Secret
-from schemas.errors import Blocked, Conflict, Gone, Misconfigured, NormalizationError, Unavailable
+from schemas.errors import Blocked, Conflict, Gone, Misconfigured, NormalizationError
 from schemas.events import identity, split_identity
 from schemas.logs import logger
 from schemas.resources import ENTERPRISE_SCHEMA, GROUP_SCHEMA, USER_SCHEMA, Group, User
@@ -87,7 +87,7 @@ def normalize_object_id(value: Any) -> str:
     Raises:
         NormalizationError: `bad_object_id`; `names` has the value.
     """
-    shown = "".join(_visible(value).split()) if isinstance(value, str) else ""
+    shown = "".join(visible(value).split()) if isinstance(value, str) else ""
     folded = shown.lower().removeprefix("urn:uuid:")
     if folded.startswith("{") and folded.endswith("}"):
         folded = folded[1:-1]
@@ -251,7 +251,7 @@ def _all_object_ids(values: Iterable[Any]) -> list[str]:
 
 
 def _external_id(value: Any) -> str:
-    if value is None or (isinstance(value, str) and not _visible(value)):
+    if value is None or (isinstance(value, str) and not visible(value)):
         raise NormalizationError(
             f"externalId is blank; {TITLE} knows people by the object id of Entra. Map externalId from objectId.",
             code="missing_external_id",
@@ -343,10 +343,6 @@ def _carries(value: Any) -> bool:
 
 def _table(value: Any) -> Mapping[str, Any]:
     return {key: held for key, held in value.items() if isinstance(key, str)} if isinstance(value, Mapping) else {}
-
-
-def _visible(value: str) -> str:
-    return "".join(char for char in value if unicodedata.category(char) != "Cf").strip()
 
 
 def _named(value: Any) -> str:
@@ -856,13 +852,13 @@ class Sofa(Connector[Settings, Account]):
         if found and all(one.conflict for one in found):
             raise Conflict(found[0].conflict, code="account_of_another", attribute="externalId")
         if found:
-            raise _already_there("user")
+            raise already_there(TITLE, "this user")
         # Reads may lag behind writes, so the gateway looks again some times before it is a person's turn (code `conflict`).
         raise Conflict(f"{TITLE} says that this user exists, but shows no such user.", attribute="externalId")
 
     async def _group_taken(self, object_id: str, ctx: Delivery) -> None:
         if await self.scim.find("externalId", object_id, ctx, kind="Groups"):
-            raise _already_there("group")
+            raise already_there(TITLE, "this group")
         raise Conflict(f"{TITLE} says that this group exists, but shows no such group.", attribute="externalId")
 
     def _refused(self, answer: VendorResponse, method: str, template: str) -> None:
@@ -1086,12 +1082,6 @@ def _manager_operations(held: Mapping[str, Any], manager: str | UnsetType | None
     if manager is None:
         return [{"op": "remove", "path": MANAGER}]
     return [{"op": "replace" if shown else "add", "path": MANAGER, "value": {"value": manager}}]
-
-
-def _already_there(what: str) -> Unavailable:
-    return Unavailable(
-        f"{TITLE} holds this {what} already; it is looked up and linked next", code="already_there", ambiguous=True
-    )
 
 
 def _id(held: Mapping[str, Any], what: str) -> str:

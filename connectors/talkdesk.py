@@ -32,10 +32,10 @@ from connectors.contract import (
     VendorHttp,
     VendorResponse,
 )
-from connectors.http import Bearer, ClientCredentials, address_problem, error_of, vendor_text
+from connectors.http import Bearer, ClientCredentials, address_problem, already_there, error_of, vendor_text
 from connectors.scim import ScimClient, as_text, checked_id, extension_value, held_text, ignored_paths, texts
 from schemas.config import Secret
-from schemas.errors import Blocked, Conflict, Gone, NormalizationError, Rejected, Unavailable
+from schemas.errors import Blocked, Conflict, Gone, NormalizationError, Rejected
 from schemas.events import identity, split_identity
 from schemas.resources import USER_SCHEMA, User
 from schemas.specs import Attribute, NoteKind, RateLimit, Spec
@@ -644,11 +644,7 @@ class Talkdesk(Connector[Settings, Account]):
             conflict = _conflict(held, account)
             if conflict:
                 raise Conflict(conflict, code="account_of_another", attribute="userName")
-        raise Unavailable(
-            f"{TITLE} holds a user with this userName already; it is looked up and linked next",
-            code="already_there",
-            ambiguous=True,
-        )
+        raise already_there(TITLE, "a user with this userName")
 
     def _refused(self, answer: VendorResponse, method: str, template: str, account: Account) -> None:
         """Raise for a 400; one about a role or team is told by name, since our catalogue may be older than the account."""

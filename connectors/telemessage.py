@@ -32,8 +32,8 @@ from connectors.contract import (
     VendorResponse,
     Write,
 )
-from connectors.http import Bearer, address_problem, clean, error_of
-from connectors.scim import checked_id, held_text, ignored_paths, spoken_of
+from connectors.http import Bearer, address_problem, already_there, clean, error_of
+from connectors.scim import checked_id, held_text, ignored_paths, kept_text, spoken_of
 from schemas.config import Secret
 from schemas.errors import Blocked, Conflict, Gone, Misconfigured, NormalizationError, Rejected, Unavailable
 from schemas.events import identity, split_identity
@@ -406,7 +406,7 @@ class TeleMessage(Connector[Settings, Account]):
             warnings.append("displayName is not mapped; the manager of this target's settings is used.")
         if not is_assigned(number):
             warnings.append(f"The number {masked(number)} is possible but not assigned as far as is known.")
-        first_name, last_name = _kept(user.name.given_name), _kept(user.name.family_name)
+        first_name, last_name = kept_text(user.name.given_name), kept_text(user.name.family_name)
         if not first_name and not last_name:
             warnings.append(f"Both names are empty; {TITLE} shows the number as first name.")
         return Account(
@@ -633,11 +633,7 @@ class TeleMessage(Connector[Settings, Account]):
         held = await self._look_up(number, ctx)
         if held is not None and (conflict := self._conflict(held)):
             raise Conflict(conflict, code="other_manager", attribute="userName")
-        raise Unavailable(
-            f"{TITLE} holds a user with the number {masked(number)} already; it is looked up and linked next",
-            code="already_there",
-            ambiguous=True,
-        )
+        raise already_there(TITLE, f"a user with the number {masked(number)}")
 
     async def _put_person(self, account_id: str, person: Mapping[str, str], ctx: Delivery) -> dict[str, Any]:
         path = "/v1/users/{id}"
@@ -732,17 +728,10 @@ def _shown(user: Mapping[str, Any]) -> dict[str, str | None]:
     }
 
 
-def _kept(value: str | UnsetType | None) -> str | UnsetType:
-    """Unset stays unset, null becomes empty."""
-    if value is None:
-        return ""
-    return value.strip() if isinstance(value, str) else value
-
-
 def _email(user: User) -> str | UnsetType:
     for entry in user.emails:
         if isinstance(entry.type, str) and entry.type.casefold() == "work":
-            return _kept(entry.value)
+            return kept_text(entry.value)
     return UNSET
 
 
