@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 
 from deploy.emulators.harness import Answer, Call, Change, Refusal, Route, Rows, Setting, check_fields, digest, iso_time
-from deploy.emulators.scim_service import CORE_GROUP, CORE_USER, Attribute, Index, Resource, ScimEmulator
+from deploy.emulators.scim_service import CORE_USER, Attribute, Index, Resource, ScimEmulator, group_resource
 
 MEMBERS_PER_CALL = 100
 EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
@@ -42,18 +42,7 @@ USER = Resource(
     ),
     indexes=(BY_ADDRESS, BY_EXTERNAL_ID, BY_LOGIN),
 )
-GROUP = Resource(
-    name="Group",
-    core=CORE_GROUP,
-    table="groups",
-    key="displayName",
-    attributes=(
-        Attribute("displayName", "displayName", required=True),
-        Attribute("externalId", "externalId"),
-        Attribute("members", "members", "values"),
-    ),
-    indexes=(BY_NAME, BY_EXTERNAL_ID),
-)
+GROUP = group_resource(BY_NAME, BY_EXTERNAL_ID)
 
 
 class BobsBusinessEmulator(ScimEmulator):
@@ -96,7 +85,6 @@ class BobsBusinessEmulator(ScimEmulator):
         check_fields(document, {"users": list, "groups": list})
         known: dict[str, type] = {name: bool if name == "active" else str for name in USER.fields}
         ids: list[str] = []
-        group_ids: list[str] = []
         for wanted in document.get("users", []):
             check_fields(wanted, {**known, "invited": bool}, ("userName",))
             if self.found(USER, BY_ADDRESS, wanted["userName"]):
@@ -105,20 +93,8 @@ class BobsBusinessEmulator(ScimEmulator):
             user = self._new_user({"email": wanted["userName"], **fields}, self.clock.now(), "seed")
             self.control("seed", [*self._put_user(user), *self._invitation(user, "seed", wanted.get("invited", False))])
             ids.append(user["id"])
-        for wanted in document.get("groups", []):
-            check_fields(wanted, {"displayName": str, "externalId": str, "members": list}, ("displayName",))
-            members = [self._seeded(address) for address in wanted.get("members", [])]
-            group = self.new_record(GROUP, {**wanted, "members": members}, self.clock.now())
-            self.control("seed", self.put(GROUP, group))
-            group_ids.append(group["id"])
-        return {"ids": ids, "group_ids": group_ids}
-
-    def _seeded(self, address: str) -> str:
-        held = self.found(USER, BY_ADDRESS, address)
-        if not held:
-            raise ValueError(f"there is no user {address}")
-        user_id: str = held[0]["id"]
-        return user_id
+        groups = self.seeded_groups(document.get("groups", []), GROUP, USER, BY_ADDRESS)
+        return {"ids": ids, "group_ids": groups}
 
     def error_answer(self, refusal: Refusal, call: Call) -> Answer:
         """A SCIM error, for a missing seat with a `code`; `{"code", "message"}` on the other calls."""

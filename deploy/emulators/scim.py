@@ -13,7 +13,6 @@ import msgspec
 
 from deploy.emulators.harness import Answer, Call, Refusal, Route, Rows, Setting, check_fields
 from deploy.emulators.scim_service import (
-    CORE_GROUP,
     CORE_USER,
     ENTERPRISE,
     LIST,
@@ -23,6 +22,7 @@ from deploy.emulators.scim_service import (
     Index,
     Resource,
     ScimEmulator,
+    group_resource,
 )
 
 EXTENSION = "urn:example:params:scim:schemas:extension:helpdesk:2.0:User"
@@ -59,18 +59,7 @@ USER = Resource(
     ),
     indexes=(BY_NAME, BY_EXTERNAL_ID),
 )
-GROUP = Resource(
-    name="Group",
-    core=CORE_GROUP,
-    table="groups",
-    key="displayName",
-    attributes=(
-        Attribute("displayName", "displayName", required=True),
-        Attribute("externalId", "externalId"),
-        Attribute("members", "members", "values"),
-    ),
-    indexes=(BY_GROUP_NAME, BY_EXTERNAL_ID),
-)
+GROUP = group_resource(BY_GROUP_NAME, BY_EXTERNAL_ID)
 
 
 class ScimProductEmulator(ScimEmulator):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -94,6 +94,22 @@ class Resource(msgspec.Struct, frozen=True):
     def field_of(self, path: str) -> str:
         """Where the record keeps an attribute."""
         return next(one.field for one in self.attributes if one.path == path)
+
+
+def group_resource(*indexes: Index) -> Resource:
+    """Groups with a name, the id they have in Entra, and members (RFC 7643 section 4.2)."""
+    return Resource(
+        name="Group",
+        core=CORE_GROUP,
+        table="groups",
+        key="displayName",
+        attributes=(
+            Attribute("displayName", "displayName", required=True),
+            Attribute("externalId", "externalId"),
+            Attribute("members", "members", "values"),
+        ),
+        indexes=indexes,
+    )
 
 
 class _Place(NamedTuple):
@@ -456,6 +472,24 @@ class ScimEmulator(Emulator):
         key = value if index.exact else value.casefold()
         ids = held[resource.index_table(index)].get(key, ())
         return [held[resource.table][one] for one in ids if one in held[resource.table]]
+
+    def seeded_groups(
+        self, groups: Sequence[Mapping[str, Any]], group: Resource, user: Resource, index: Index
+    ) -> list[str]:
+        """Store groups of a seed, whose members are named by an index of users; their ids. Raises ValueError for a stranger."""
+        ids: list[str] = []
+        for wanted in groups:
+            check_fields(wanted, {"displayName": str, "externalId": str, "members": list}, ("displayName",))
+            members = []
+            for name in wanted.get("members", []):
+                held = self.found(user, index, name)
+                if not held:
+                    raise ValueError(f"there is no user {name}")
+                members.append(held[0]["id"])
+            record = self.new_record(group, {**wanted, "members": members}, self.clock.now())
+            self.control("seed", self.put(group, record))
+            ids.append(record["id"])
+        return ids
 
     def written(
         self, before: Mapping[str, Any], wanted: Mapping[str, Any], at: float

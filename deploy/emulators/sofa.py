@@ -16,7 +16,15 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 
 from deploy.emulators.harness import Answer, Call, Change, Refusal, Route, Rows, Setting, check_fields, digest, iso_time
-from deploy.emulators.scim_service import CORE_GROUP, CORE_USER, ENTERPRISE, Attribute, Index, Resource, ScimEmulator
+from deploy.emulators.scim_service import (
+    CORE_USER,
+    ENTERPRISE,
+    Attribute,
+    Index,
+    Resource,
+    ScimEmulator,
+    group_resource,
+)
 
 VALIDITY_MIN_DAYS = 90
 VALIDITY_MAX_DAYS = 730
@@ -80,18 +88,7 @@ USER = Resource(
     indexes=(BY_EXTERNAL_ID, BY_USER_NAME),
     extensions=(ENTERPRISE,),
 )
-GROUP = Resource(
-    name="Group",
-    core=CORE_GROUP,
-    table="groups",
-    key="displayName",
-    attributes=(
-        Attribute("displayName", "displayName", required=True),
-        Attribute("externalId", "externalId"),
-        Attribute("members", "members", "values"),
-    ),
-    indexes=(BY_EXTERNAL_ID, BY_NAME),
-)
+GROUP = group_resource(BY_EXTERNAL_ID, BY_NAME)
 
 
 class MapRow(msgspec.Struct, forbid_unknown_fields=True):
@@ -189,7 +186,6 @@ class SofaEmulator(ScimEmulator):
         check_fields(document, {"users": list, "groups": list, "synchronization": dict})
         known: dict[str, type] = {name: bool if name == "enabled" else str for name in USER.fields}
         ids: list[str] = []
-        group_ids: list[str] = []
         if "synchronization" in document:
             self.edit(document["synchronization"])
         for wanted in document.get("users", []):
@@ -198,20 +194,8 @@ class SofaEmulator(ScimEmulator):
             user = self.new_record(USER, wanted, self.clock.now())
             self.control("seed", self.put(USER, user))
             ids.append(user["id"])
-        for wanted in document.get("groups", []):
-            check_fields(wanted, {"displayName": str, "externalId": str, "members": list}, ("displayName",))
-            members = [self._seeded(name) for name in wanted.get("members", [])]
-            group = self.new_record(GROUP, {**wanted, "members": members}, self.clock.now())
-            self.control("seed", self.put(GROUP, group))
-            group_ids.append(group["id"])
-        return {"ids": ids, "group_ids": group_ids}
-
-    def _seeded(self, user_name: str) -> str:
-        held = self.found(USER, BY_USER_NAME, user_name)
-        if not held:
-            raise ValueError(f"there is no user {user_name}")
-        user_id: str = held[0]["id"]
-        return user_id
+        groups = self.seeded_groups(document.get("groups", []), GROUP, USER, BY_USER_NAME)
+        return {"ids": ids, "group_ids": groups}
 
     def error_answer(self, refusal: Refusal, call: Call) -> Answer:
         """A SCIM error, always."""
