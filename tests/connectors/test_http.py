@@ -376,7 +376,7 @@ async def test_no_answer_within_the_limit_is_ambiguous_for_a_write() -> None:
     async with raw_serving(hang) as url, client(url, call_s=0.2) as http:
         started = time.monotonic()
         error = await refused(http, "POST", json={})
-        assert time.monotonic() - started < 2.0
+        assert time.monotonic() - started < 5.0
     assert (error.code, error.ambiguous) == ("timeout", True)
 
 

@@ -136,7 +136,7 @@ def test_a_proposal_is_found_among_very_many_names_without_holding_up_the_worker
     started = time.monotonic()
     with pytest.raises(NormalizationError, match="did you mean 'Team number 4711 of the region'"):
         resolve_names("team", "Teem number 4711 of the region", names)
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 5.0
 
 
 @given(st.text(alphabet='{}[]"\\:,ab ', max_size=60))

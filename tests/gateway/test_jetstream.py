@@ -189,7 +189,7 @@ async def test_R5_without_an_answer_nothing_is_known(gateway: Gateway, nats_serv
     await until(lambda: process.status() == psutil.STATUS_STOPPED)
     started = time.monotonic()
     assert await gateway.bus.publish(message) is Published.UNKNOWN
-    assert time.monotonic() - started < 2.0, "the wait for a PubAck is bounded"
+    assert time.monotonic() - started < 5.0, "the wait for a PubAck is bounded"
     nats_server.thaw()
 
     nats_server.kill()
@@ -552,7 +552,7 @@ async def test_workers_are_asked_and_their_silence_is_no_answer(gateway: Gateway
     started = time.monotonic()
     assert await gateway.bus.probe(TARGET) is None
     assert await gateway.bus.identities(TARGET, "ada") == []
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 5.0
 
     async def answer(message: Any) -> None:
         asked = msgspec.json.decode(message.data)

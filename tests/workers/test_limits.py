@@ -74,7 +74,7 @@ async def test_a_product_without_a_limit_is_not_slowed() -> None:
 
     times = await starts(limit, 1_000)
 
-    assert times[-1] - times[0] < 0.5
+    assert times[-1] - times[0] < 2.0
 
 
 async def test_slots_are_never_given_out_twice() -> None:
