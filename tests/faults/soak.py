@@ -2,8 +2,8 @@
 
 People and groups of an emulated Entra join, leave, change, are deleted and come back, while the products misbehave, processes are
 killed and frozen, NATS loses everything once, the configuration file is rewritten, one target goes through shadow mode, and every
-target is repaired once. Then all faults are lifted, and every product must hold what Entra wishes: the table says so per target and
-promise. Ends with 0 when all of them hold, 1 when one does not. The seed repeats the choices, not their timing.
+target is repaired once. Then all faults are lifted, and every product must hold what Entra wishes: the table says so per target
+and promise. Ends with 0 when all of them hold, 1 when one does not. The seed repeats the choices, not their timing.
 """
 
 from __future__ import annotations

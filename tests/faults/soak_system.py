@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import sys
 from pathlib import Path
@@ -73,6 +72,10 @@ class System(Installation):
         """The file of a credential."""
         return str(self.data / "secrets" / name)
 
+    def credential(self, name: str) -> str:
+        """What is in it."""
+        return Path(self.secret(name)).read_text()
+
     def tenant_url(self, name: str) -> str:
         """What an Entra admin enters."""
         return f"http://127.0.0.1:{self.ports['gateway']}/scim/v2/{name}"
@@ -123,18 +126,16 @@ class System(Installation):
     async def _emulators(self, name: str, kinds: tuple[Kind, ...]) -> None:
         journal = self.data / f"journal-{name}"
         journal.mkdir()
-        command = [sys.executable, "-m", "deploy.emulators"]
-        for kind in kinds:
-            command.append(f"{kind.emulator}:{self.ports[kind.name]}")
-        command += ["--journal-dir", str(journal), "--delay-ms", f"{DELAY_MS:g}"]
-        for kind in kinds:
-            command.append(f"--token={kind.emulator}={Path(self.secret(kind.name)).read_text()}")
-            command += [
-                f"--set={kind.emulator}.{key}={msgspec.json.encode(value).decode()}"
-                for key, value in kind.options.items()
-            ]
+        places = [f"{kind.emulator}:{self.ports[kind.name]}" for kind in kinds]
+        tokens = [f"--token={kind.emulator}={self.credential(kind.name)}" for kind in kinds]
+        settings = [
+            f"--set={kind.emulator}.{key}={msgspec.json.encode(value).decode()}"
+            for kind in kinds
+            for key, value in kind.options.items()
+        ]
+        options = ("--journal-dir", str(journal), "--delay-ms", f"{DELAY_MS:g}")
+        command = (sys.executable, "-m", "deploy.emulators", *places, *options, *settings, *tokens)
         output = self.data / "logs" / f"{name}.log"
-        environment = {"PYTHONPATH": REPOSITORY, **({"NO_COLOR": "1"} if os.environ.get("NO_COLOR") else {})}
-        await self.supervisor.start(Child(name, tuple(command), output=output, environment=environment))
+        await self.supervisor.start(Child(name, command, output=output, environment={"PYTHONPATH": REPOSITORY}))
         for kind in kinds:
             await wait_for_port(self.ports[kind.name])
