@@ -906,13 +906,12 @@ def notes(view: Mapping[str, Any], some: Sequence[Mapping[str, Any]]) -> Rendera
 
 
 def _noted(lines: Sequence[Mapping[str, Any]], now: float) -> Table:
-    """Resources with one kind of note; what none of them has is no column."""
-    about = any(line["code"] for line in lines)
-    columns = ("Id", "Who", *(("About",) if about else ("Account",)), "Last", "Times")
-    table = _table(*columns, right=("Times",), whole=("Id", "Last"))
+    """Resources with one kind of note. Ids stand below each other: they are copied, and two of them fit no line."""
+    table = _table("Who", "Last", "Times", right=("Times",), whole=("Last",))
     for line in lines:
-        said = line["code"] if about else line["account_id"]
-        _row(table, line["resource"], line["label"], said, ago(line["last_at"], now), f"{line['times']:,}")
+        ids = (("id", line["resource"]), ("about", line["code"]), ("account", line["account_id"]))
+        cells = [plain(line["label"]), *(plain(f"{what:8}{id_}", "bright_black") for what, id_ in ids if id_)]
+        _row(table, Group(*cells), ago(line["last_at"], now), f"{line['times']:,}")
     return table
 
 
