@@ -11,6 +11,7 @@ import pytest
 from deploy.emulators.babelforce import ROLES, BabelforceEmulator
 from deploy.emulators.harness import running
 from deploy.emulators.scim_service import CORE_USER, ERROR, PATCH_OP
+from tests.emulators.calling import Caller, calling
 
 TOKEN = "demo-token-babelforce"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
@@ -27,17 +28,8 @@ AGENTS = "/api/v2/agents"
 SCIM = "/auth/scim/v2/Users"
 
 
-class Vendor:
+class Vendor(Caller[BabelforceEmulator]):
     """A plain client of the emulator: (status, decoded body)."""
-
-    def __init__(self, emulator: BabelforceEmulator, session: aiohttp.ClientSession) -> None:
-        self.emulator = emulator
-        self.session = session
-
-    async def call(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        async with self.session.request(method, path, json=body, headers=headers) as answer:
-            text = await answer.text()
-            return answer.status, json.loads(text) if text else None
 
     async def create(self, email: str = EMAIL, roles: Any = ("agent",), **changes: Any) -> dict[str, Any]:
         status, body = await self.call("POST", USERS, {"email": email, "roles": list(roles), **changes})
@@ -53,20 +45,11 @@ class Vendor:
     async def bulk(self, what: str, *emails: str, **more: Any) -> tuple[int, Any]:
         return await self.call("POST", f"{USERS}/{what}", {"emails": list(emails), **more})
 
-    @property
-    def codes(self) -> list[str]:
-        return [violation["code"] for violation in self.emulator.violations]
-
-    @property
-    def ops(self) -> list[str]:
-        return [effect["op"] for effect in self.emulator.journal.effects()]
-
 
 @pytest.fixture
 async def vendor() -> AsyncIterator[Vendor]:
-    emulator = BabelforceEmulator(rate_per_s=0)
-    async with running(emulator) as url, aiohttp.ClientSession(url, headers=AUTH) as session:
-        yield Vendor(emulator, session)
+    async with calling(Vendor, BabelforceEmulator(rate_per_s=0), AUTH) as vendor:
+        yield vendor
 
 
 # Users ----------------------------------------------------------------------------------------------------------------

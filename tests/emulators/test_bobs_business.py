@@ -10,6 +10,7 @@ import pytest
 from deploy.emulators.bobs_business import PERMISSIONS, BobsBusinessEmulator
 from deploy.emulators.harness import running
 from deploy.emulators.scim_service import CORE_GROUP, CORE_USER, ERROR, LIST, PATCH_OP
+from tests.emulators.calling import ScimCaller, calling
 
 TOKEN = "demo-token-bobs_business"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
@@ -35,19 +36,10 @@ def a_user(user_name: str = ADDRESS, **changes: Any) -> dict[str, Any]:
     return {name: value for name, value in body.items() if value is not None}
 
 
-class Vendor:
+class Vendor(ScimCaller[BobsBusinessEmulator]):
     """A plain client of the emulator: (status, decoded body)."""
 
-    def __init__(self, emulator: BobsBusinessEmulator, session: aiohttp.ClientSession) -> None:
-        self.emulator = emulator
-        self.session = session
-
-    async def call(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        raw = None if body is None else json.dumps(body)
-        sent = {"Content-Type": "application/scim+json", **headers}
-        async with self.session.request(method, path, data=raw, headers=sent) as answer:
-            text = await answer.text()
-            return answer.status, json.loads(text) if text else None
+    users = USERS
 
     async def create(self, *args: Any, **changes: Any) -> dict[str, Any]:
         status, body = await self.call("POST", USERS, a_user(*args, **changes))
@@ -61,14 +53,6 @@ class Vendor:
         assert status == 201, made
         return made
 
-    async def patch(self, path: str, *operations: Any) -> tuple[int, Any]:
-        return await self.call("PATCH", path, {"schemas": [PATCH_OP], "Operations": list(operations)})
-
-    async def found(self, text: str, where: str = USERS) -> list[dict[str, Any]]:
-        async with self.session.get(where, params={"filter": text}) as answer:
-            assert answer.status == 200, await answer.text()
-            return (await answer.json(content_type=None))["Resources"]
-
     async def invite(self, user_id: str, key: str = "k") -> tuple[int, Any]:
         return await self.call("POST", f"/api/v1/users/{user_id}/invitations", **{"Idempotency-Key": key})
 
@@ -76,20 +60,11 @@ class Vendor:
         _, group = await self.call("GET", f"{GROUPS}/{group_id}")
         return [member["value"] for member in group.get("members", [])]
 
-    @property
-    def codes(self) -> list[str]:
-        return [violation["code"] for violation in self.emulator.violations]
-
-    @property
-    def ops(self) -> list[str]:
-        return [effect["op"] for effect in self.emulator.journal.effects()]
-
 
 @pytest.fixture
 async def vendor() -> AsyncIterator[Vendor]:
-    emulator = BobsBusinessEmulator(rate_per_s=0)
-    async with running(emulator) as url, aiohttp.ClientSession(url, headers=AUTH) as session:
-        yield Vendor(emulator, session)
+    async with calling(Vendor, BobsBusinessEmulator(rate_per_s=0), AUTH) as vendor:
+        yield vendor
 
 
 # Users ----------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 
 from deploy.emulators.harness import journal_lines, running
 from deploy.emulators.rest_service import API_KEY, USER_NAME, RestServiceEmulator
+from tests.emulators.calling import Caller, calling
 
 TOKEN = "demo-token-rest_service"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
@@ -21,17 +22,8 @@ ADA = {
 }
 
 
-class Vendor:
-    """A plain client of the emulator."""
-
-    def __init__(self, emulator: RestServiceEmulator, session: aiohttp.ClientSession) -> None:
-        self.emulator = emulator
-        self.session = session
-
-    async def call(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        """Status and decoded body."""
-        async with self.session.request(method, path, json=body, headers=headers) as answer:
-            return answer.status, await answer.json() if await answer.read() else None
+class Vendor(Caller[RestServiceEmulator]):
+    """A plain client of the emulator: (status, decoded body)."""
 
     async def made(self, **changes: Any) -> int:
         """The id of a new user."""
@@ -40,16 +32,11 @@ class Vendor:
         made: int = body["data"]["id"]
         return made
 
-    @property
-    def codes(self) -> list[str]:
-        return [violation["code"] for violation in self.emulator.violations]
-
 
 @pytest.fixture
 async def vendor() -> AsyncIterator[Vendor]:
-    emulator = RestServiceEmulator()
-    async with running(emulator) as url, aiohttp.ClientSession(url, headers=AUTH) as session:
-        yield Vendor(emulator, session)
+    async with calling(Vendor, RestServiceEmulator(), AUTH) as vendor:
+        yield vendor
 
 
 async def test_a_user_lives_from_create_to_delete(vendor):

@@ -8,8 +8,9 @@ import aiohttp
 import pytest
 
 from deploy.emulators.harness import running
-from deploy.emulators.scim_service import CORE_GROUP, CORE_USER, ENTERPRISE, ERROR, PATCH_OP
+from deploy.emulators.scim_service import CORE_GROUP, CORE_USER, ENTERPRISE, ERROR
 from deploy.emulators.sofa import SofaEmulator
+from tests.emulators.calling import ScimCaller, calling
 
 TOKEN = "demo-token-sofa"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
@@ -57,19 +58,10 @@ UNMAPPED = {
 }
 
 
-class Vendor:
+class Vendor(ScimCaller[SofaEmulator]):
     """A plain client of the emulator: (status, decoded body)."""
 
-    def __init__(self, emulator: SofaEmulator, session: aiohttp.ClientSession) -> None:
-        self.emulator = emulator
-        self.session = session
-
-    async def call(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        raw = None if body is None else json.dumps(body)
-        sent = {"Content-Type": "application/scim+json", **headers}
-        async with self.session.request(method, path, data=raw, headers=sent) as answer:
-            text = await answer.text()
-            return answer.status, json.loads(text) if text else None
+    users = USERS
 
     async def create(self, number: int = 1, **changes: Any) -> dict[str, Any]:
         status, body = await self.call("POST", USERS, a_user(number, **changes))
@@ -84,14 +76,6 @@ class Vendor:
         assert status == 201, made
         return made
 
-    async def patch(self, path: str, *operations: Any) -> tuple[int, Any]:
-        return await self.call("PATCH", path, {"schemas": [PATCH_OP], "Operations": list(operations)})
-
-    async def found(self, text: str, where: str = USERS) -> list[dict[str, Any]]:
-        async with self.session.get(where, params={"filter": text}) as answer:
-            assert answer.status == 200, await answer.text()
-            return (await answer.json(content_type=None))["Resources"]
-
     async def edit(self, **fields: Any) -> tuple[int, Any]:
         return await self.call("POST", "/__emu/synchronization", fields)
 
@@ -100,23 +84,14 @@ class Vendor:
         return self.emulator.state()
 
     @property
-    def codes(self) -> list[str]:
-        return [violation["code"] for violation in self.emulator.violations]
-
-    @property
-    def ops(self) -> list[str]:
-        return [effect["op"] for effect in self.emulator.journal.effects()]
-
-    @property
     def logged(self) -> list[str]:
         return [line["level"] for line in self.state["log"].values()]
 
 
 @pytest.fixture
 async def vendor() -> AsyncIterator[Vendor]:
-    emulator = SofaEmulator(rate_per_s=0)
-    async with running(emulator) as url, aiohttp.ClientSession(url, headers=AUTH) as session:
-        yield Vendor(emulator, session)
+    async with calling(Vendor, SofaEmulator(rate_per_s=0), AUTH) as vendor:
+        yield vendor
 
 
 # Users ----------------------------------------------------------------------------------------------------------------

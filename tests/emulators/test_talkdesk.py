@@ -10,6 +10,7 @@ import pytest
 
 from deploy.emulators.harness import running
 from deploy.emulators.talkdesk import CORE, ERROR, EXTENSION, LIST, PATCH_OP, TalkdeskEmulator
+from tests.emulators.calling import ScimCaller, calling
 
 TOKEN = "demo-token-talkdesk"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
@@ -36,49 +37,24 @@ def a_user(
     return {name: value for name, value in body.items() if value is not None}
 
 
-class Vendor:
+class Vendor(ScimCaller[TalkdeskEmulator]):
     """A plain client of the emulator: (status, decoded body)."""
-
-    def __init__(self, emulator: TalkdeskEmulator, session: aiohttp.ClientSession) -> None:
-        self.emulator = emulator
-        self.session = session
-
-    async def call(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        raw = None if body is None else json.dumps(body)
-        sent = {"Content-Type": "application/scim+json", **headers}
-        async with self.session.request(method, path, data=raw, headers=sent) as answer:
-            text = await answer.text()
-            return answer.status, json.loads(text) if text else None
 
     async def create(self, *args: Any, **changes: Any) -> dict[str, Any]:
         status, body = await self.call("POST", "/scim/v2/Users", a_user(*args, **changes))
         assert status == 201, body
         return body
 
-    async def found(self, text: str) -> list[dict[str, Any]]:
-        async with self.session.get("/scim/v2/Users", params={"filter": text}) as answer:
-            assert answer.status == 200, await answer.text()
-            return (await answer.json(content_type=None))["Resources"]
-
     async def token(self, authorization: str = CLIENT, **form: str) -> tuple[int, Any]:
         asked = {"grant_type": "client_credentials", "token_type": "opaque", "scope": "scim", **form}
         async with self.session.post("/oauth/token", data=asked, headers={"Authorization": authorization}) as answer:
             return answer.status, await answer.json()
 
-    @property
-    def codes(self) -> list[str]:
-        return [violation["code"] for violation in self.emulator.violations]
-
-    @property
-    def ops(self) -> list[str]:
-        return [effect["op"] for effect in self.emulator.journal.effects()]
-
 
 @pytest.fixture
 async def vendor() -> AsyncIterator[Vendor]:
-    emulator = TalkdeskEmulator(rate_per_s=0)
-    async with running(emulator) as url, aiohttp.ClientSession(url, headers=AUTH) as session:
-        yield Vendor(emulator, session)
+    async with calling(Vendor, TalkdeskEmulator(rate_per_s=0), AUTH) as vendor:
+        yield vendor
 
 
 # SCIM users -----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 
 from deploy.emulators.harness import running
 from deploy.emulators.telemessage import TelemessageEmulator
+from tests.emulators.calling import Caller, calling
 
 AUTH = {"Authorization": "Bearer demo-token-telemessage"}
 NUMBER = "447400123456"
@@ -25,16 +26,8 @@ USER = {
 GONE = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
 
 
-class Vendor:
+class Vendor(Caller[TelemessageEmulator]):
     """A plain client of the emulator: (status, decoded body)."""
-
-    def __init__(self, emulator: TelemessageEmulator, session: aiohttp.ClientSession) -> None:
-        self.emulator = emulator
-        self.session = session
-
-    async def call(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        async with self.session.request(method, path, json=body, headers=headers) as answer:
-            return answer.status, await answer.json() if await answer.read() else None
 
     async def create(self, **changes: Any) -> tuple[int, Any]:
         body = {name: value for name, value in {**USER, **changes}.items() if value is not None}
@@ -46,20 +39,11 @@ class Vendor:
         assert body["next"] is None
         return body["users"]
 
-    @property
-    def codes(self) -> list[str]:
-        return [violation["code"] for violation in self.emulator.violations]
-
-    @property
-    def ops(self) -> list[str]:
-        return [effect["op"] for effect in self.emulator.journal.effects()]
-
 
 @pytest.fixture
 async def vendor() -> AsyncIterator[Vendor]:
-    emulator = TelemessageEmulator(rate_per_s=0)
-    async with running(emulator) as url, aiohttp.ClientSession(url, headers=AUTH) as session:
-        yield Vendor(emulator, session)
+    async with calling(Vendor, TelemessageEmulator(rate_per_s=0), AUTH) as vendor:
+        yield vendor
 
 
 async def test_a_created_user_is_found_by_its_number(vendor):
