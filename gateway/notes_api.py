@@ -18,7 +18,7 @@ from gateway.explanations import mask_identity, mask_message, sentence_of
 from gateway.ledger import Ledger
 from gateway.lifecycle import Row
 from gateway.records import NoteRecord
-from gateway.services import ACTOR, PREFIX, OperatorError, Services, known, limit_of, order_of, record
+from gateway.services import ACTOR, PREFIX, OperatorError, Services, after_of, known, limit_of, order_of, record
 from gateway.store import Reader
 from gateway.views import Moved, Skipped
 from schemas.events import Note
@@ -108,12 +108,12 @@ def notes_router(services: Services) -> Router:
     ) -> NoteLines:
         """Resources with one kind of note, page by page."""
         known(services, name)
-        most = limit_of(limit, LISTED_MAX)
+        beyond, most = after_of(after), limit_of(limit, LISTED_MAX)
         if show_values:  # each page, because any page may be asked for first
             await record(services, "values.shown", name, {"notes": class_, "after": after})
 
         def query(reader: Reader) -> tuple[NoteLine, ...]:
-            found = reader.notes(name, class_, after, most)
+            found = reader.notes(name, class_, beyond, most)
             return tuple(_line(n, row, note, show_values=show_values) for n, row, note in found)
 
         return NoteLines(await services.store.read_slow(query))

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,10 @@ def write_csv(path: Path, findings: Iterable[Mapping[str, Any]]) -> int:
     count = 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+        if stat.S_ISREG(
+            os.fstat(descriptor).st_mode
+        ):  # a file that was there keeps its mode, and may be open to others
+            os.fchmod(descriptor, 0o600)
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for one in findings:

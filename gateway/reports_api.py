@@ -15,7 +15,18 @@ from gateway import entra_export
 from gateway.comparison import MATCH_CLASSES, ComparisonFailed, Progress, Wish
 from gateway.reconcile import Match, Reconciler, masked
 from gateway.reports_store import FINDINGS_LISTED_MAX, Report, kept_findings, last_report, runs
-from gateway.services import ACTOR, PREFIX, OperatorError, Sentence, Services, known, limit_of, order_of, record
+from gateway.services import (
+    ACTOR,
+    PREFIX,
+    OperatorError,
+    Sentence,
+    Services,
+    after_of,
+    known,
+    limit_of,
+    order_of,
+    record,
+)
 from gateway.spool import Finding
 from schemas.comparison import DOCUMENTS_PER_QUESTION_MAX
 from schemas.specs import Spec
@@ -179,9 +190,9 @@ def reports_router(services: Services, reconciler: Reconciler) -> Router:
     ) -> FindingsView:
         """What differed at the last comparison, page by page."""
         known(services, name)
-        most = limit_of(limit, FINDINGS_LISTED_MAX)
+        beyond, most = after_of(after), limit_of(limit, FINDINGS_LISTED_MAX)
         found = await services.store.read_slow(
-            lambda reader: kept_findings(reader, name, class_=class_, after=after, limit=most)
+            lambda reader: kept_findings(reader, name, class_=class_, after=beyond, limit=most)
         )
         return FindingsView(tuple(found))
 
@@ -236,7 +247,7 @@ def reports_router(services: Services, reconciler: Reconciler) -> Router:
     ) -> FindingsView:
         """Lines of a match report, page by page."""
         match = match_of(match_id)
-        most = limit_of(limit, FINDINGS_LISTED_MAX)
+        beyond, most = after_of(after), limit_of(limit, FINDINGS_LISTED_MAX)
         if class_ is not None and class_ not in MATCH_CLASSES:
             raise OperatorError(400, f"class_ must be one of {', '.join(MATCH_CLASSES)}.")
         if match.state != "done":
@@ -244,7 +255,7 @@ def reports_router(services: Services, reconciler: Reconciler) -> Router:
         if show_values:  # each page, because any page may be asked for first
             detail = {"match": match.id, "class": class_ or "", "after": after}
             await record(services, "values.shown", match.target, detail)
-        found = await match.findings(class_=class_, after=after, limit=most)
+        found = await match.findings(class_=class_, after=beyond, limit=most)
         return FindingsView(tuple(one if show_values else masked(one) for one in found))
 
     @delete("/matches/{match_id:str}", status_code=204)

@@ -31,6 +31,8 @@ LIST_DEFAULT = 100
 LIST_MAX = 500
 FOUND_MAX = 20
 SOURCE_CHARS_MAX = 512
+NUMBER_MAX = 2**63 - 1
+"""The stores count lines in 64 bits."""
 
 T = TypeVar("T")
 
@@ -122,6 +124,13 @@ def limit_of(limit: int, most: int = LIST_MAX) -> int:
     if not 1 <= limit <= most:
         raise OperatorError(400, f"limit must be 1 to {most}.")
     return limit
+
+
+def after_of(after: int) -> int:
+    """The number of the line a page begins after. Raises OperatorError 400 for what no line can have."""
+    if not 0 <= after <= NUMBER_MAX:
+        raise OperatorError(400, f"after must be 0 to {NUMBER_MAX}.")
+    return after
 
 
 def known(services: Services, name: str) -> str:

@@ -156,7 +156,9 @@ def test_no_cell_is_a_formula(value: str, tmp_path: Path) -> None:
     assert safe_cell(value) == f"'{value}"
     assert safe_cell("ada@contoso.example") == "ada@contoso.example"
     line = {"class": value, "code": value, "resource": value, "label": value, "account_id": value, "message": value}
+    (tmp_path / "r.csv").touch(mode=0o644)  # of an earlier day, and open to others
     write_csv(tmp_path / "r.csv", [{**line, "attributes": [value]}])
+    assert stat.S_IMODE((tmp_path / "r.csv").stat().st_mode) == 0o600
     with (tmp_path / "r.csv").open(newline="", encoding="utf-8") as file:
         assert all(cell.startswith("'") for cell in list(csv.reader(file))[1])
 

@@ -57,6 +57,14 @@ async def test_who_is_not_invited_is_listed_until_an_operator_says_it_is_done(he
     assert [line["label"] for line in listed["findings"]] == ["ada@contoso.example", "bob@contoso.example"]
     assert [row["account"] for row in csv.DictReader(file.read_text().splitlines())] == ["p-ada", "p-bob"]
     assert len(await here.audited("values.shown")) == 2
+    path = f"/targets/{ALPHA}/notes/findings"
+    (second,) = (await here.get(path, class_="not_invited", after=1, show_values=True))["findings"]
+    assert second["label"] == "bob@contoso.example"
+    assert len(await here.audited("values.shown")) == 3  # no page with values goes without a record
+    async with here.client() as client:
+        for wrong in (-1, 2**63):
+            answer = await client.get(f"/api/v1{path}", params={"class_": "not_invited", "after": wrong})
+            assert (answer.status_code, "after" in answer.text) == (400, True)
 
     assert "noted: not_invited" in (await here.typed("user", "show", ada)).out
 
