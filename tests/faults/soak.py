@@ -607,10 +607,10 @@ class Soak:
                 continue
             key = kind.key(person)
             wanted.add(key)
-            account = by_key.get(key)
-            if account is None:
+            if key not in by_key:
                 problems["accounts"].append(f"{person.object_id} has no account {key}")
                 continue
+            account = by_key[key]
             wish = kind.wished(person)
             manager = wish.get("manager")
             if not person.account_enabled or (manager and manager not in target.job.links):
@@ -625,7 +625,7 @@ class Soak:
         gone = {
             kind.key(person)
             for person in target.directory.people.values()
-            if (wish := target.job.final_wishes.get(person.object_id)) is not None and wish.deleted
+            if (final := target.job.final_wishes.get(person.object_id)) is not None and final.deleted
         } - wanted
         for account in accounts:
             if account.key in wanted:
