@@ -23,6 +23,17 @@ from workers.delivery import deliver
 
 E = TypeVar("E", bound=Emulator)
 SENDS_MAX = 5
+FAULTS: list[tuple[dict[str, Any], type[Exception], bool]] = [
+    ({"kind": "status", "status": 503}, Unavailable, False),
+    ({"kind": "status", "status": 504}, Unavailable, True),
+    ({"kind": "html"}, Unavailable, False),
+    ({"kind": "reset"}, Unavailable, True),
+    ({"kind": "truncate"}, Unavailable, True),
+    ({"kind": "drop_response"}, Unavailable, True),
+    ({"kind": "auth"}, Misconfigured, False),
+    ({"kind": "status", "status": 403}, Misconfigured, False),
+]
+"""What any product does at times, the error it becomes, and whether the write may have happened all the same."""
 
 
 class Known:
@@ -100,6 +111,12 @@ async def refusal(awaitable: Awaitable[Any], *secrets: str) -> Any:
 def users(emulator: Emulator) -> list[dict[str, Any]]:
     """The accounts a product holds."""
     return list(emulator.state()["users"].values())
+
+
+def fail_writes(emulator: Emulator, fault: Mapping[str, Any]) -> None:
+    """Every POST from now on fails like this, see `FAULTS`."""
+    options = dict(fault)
+    emulator.fault(options.pop("kind"), method="POST", **options)
 
 
 def effects(emulator: Emulator) -> list[str]:

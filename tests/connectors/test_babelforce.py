@@ -44,7 +44,7 @@ from schemas.errors import (
     Unavailable,
 )
 from schemas.resources import User
-from tests.connectors.alone import Known, built, correctly_used, refusal, secret_file
+from tests.connectors.alone import FAULTS, Known, built, correctly_used, fail_writes, refusal, secret_file
 
 
 def objects(*names: str) -> list[dict[str, Any]]:
@@ -670,16 +670,9 @@ def test_the_login_is_the_natural_key() -> None:
 @pytest.mark.parametrize(
     ("fault", "kind", "ambiguous"),
     [
+        *FAULTS,
         ({"kind": "status", "status": 502}, Unavailable, False),
-        ({"kind": "status", "status": 503}, Unavailable, False),
-        ({"kind": "status", "status": 504}, Unavailable, True),
-        ({"kind": "html"}, Unavailable, False),
-        ({"kind": "reset"}, Unavailable, True),
-        ({"kind": "truncate"}, Unavailable, True),
-        ({"kind": "drop_response"}, Unavailable, True),
         ({"kind": "rate_limit", "retry_after": 7}, RateLimited, False),
-        ({"kind": "auth"}, Misconfigured, False),
-        ({"kind": "status", "status": 403}, Misconfigured, False),
         ({"kind": "status", "status": 422}, Rejected, False),
         ({"kind": "status", "status": 400, "body": {"detail": "no such tariff"}}, Rejected, False),
     ],
@@ -689,8 +682,7 @@ async def test_faults_of_the_product_become_their_class(
 ) -> None:
     """Vendor pages 0.4, 0.5 and 2.5, over real HTTP."""
     product, url, target = either
-    options = dict(fault)
-    product.fault(options.pop("kind"), method="POST", **options)
+    fail_writes(product, fault)
     async with connected(url, token, target=target) as connector:
         error = await refusal(connector.create(wish("agent"), Delivery()))
     assert type(error) is kind

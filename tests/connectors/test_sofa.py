@@ -46,7 +46,7 @@ from schemas.errors import (
 )
 from schemas.resources import ENTERPRISE_SCHEMA, Group, User
 from schemas.states import Circuit, Result, State
-from tests.connectors.alone import Known, built, correctly_used, refusal, secret_file, users
+from tests.connectors.alone import FAULTS, Known, built, correctly_used, fail_writes, refusal, secret_file, users
 from tests.connectors.driven import TARGET, Driven, add, driven, remove
 
 
@@ -786,16 +786,9 @@ async def test_an_unknown_member_waits_and_the_others_are_added(emulator: Any, a
 @pytest.mark.parametrize(
     ("fault", "kind", "ambiguous"),
     [
+        *FAULTS,
         ({"kind": "status", "status": 500}, Unavailable, False),
-        ({"kind": "status", "status": 503}, Unavailable, False),
-        ({"kind": "status", "status": 504}, Unavailable, True),
-        ({"kind": "html"}, Unavailable, False),
-        ({"kind": "reset"}, Unavailable, True),
-        ({"kind": "truncate"}, Unavailable, True),
-        ({"kind": "drop_response"}, Unavailable, True),
         ({"kind": "rate_limit", "retry_after": 9}, RateLimited, False),
-        ({"kind": "auth"}, Misconfigured, False),
-        ({"kind": "status", "status": 403}, Misconfigured, False),
         ({"kind": "status", "status": 400}, Rejected, False),
     ],
 )
@@ -804,8 +797,7 @@ async def test_faults_of_the_product_become_their_class(
 ) -> None:
     """Vendor pages 0.4, 0.5 and 5.5, over real HTTP."""
     product, url = emulator
-    options = dict(fault)
-    product.fault(options.pop("kind"), method="POST", **options)
+    fail_writes(product, fault)
     async with connected(url, access_key) as connector:
         error = await refusal(connector.create(wish(), Delivery()))
     assert type(error) is kind

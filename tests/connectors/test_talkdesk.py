@@ -31,7 +31,7 @@ from schemas.errors import (
     Unavailable,
 )
 from schemas.resources import User
-from tests.connectors.alone import Known, built, correctly_used, refusal, secret_file
+from tests.connectors.alone import FAULTS, Known, built, correctly_used, fail_writes, refusal, secret_file
 
 ROLES: list[Any] = [
     "Agent",
@@ -499,17 +499,10 @@ async def test_a_product_without_delete_says_which_setting_helps(emulator: Any, 
 @pytest.mark.parametrize(
     ("fault", "kind", "ambiguous"),
     [
+        *FAULTS,
         ({"kind": "status", "status": 500}, Unavailable, False),
-        ({"kind": "status", "status": 503}, Unavailable, False),
-        ({"kind": "status", "status": 504}, Unavailable, True),
-        ({"kind": "html"}, Unavailable, False),
-        ({"kind": "reset"}, Unavailable, True),
-        ({"kind": "truncate"}, Unavailable, True),
         ({"kind": "truncate", "honest_length": True}, Unavailable, True),
-        ({"kind": "drop_response"}, Unavailable, True),
         ({"kind": "rate_limit", "retry_after": None}, RateLimited, False),
-        ({"kind": "auth"}, Misconfigured, False),
-        ({"kind": "status", "status": 403}, Misconfigured, False),
         ({"kind": "status", "status": 422}, Rejected, False),
     ],
 )
@@ -518,8 +511,7 @@ async def test_faults_of_the_product_become_their_class(
 ) -> None:
     """Vendor pages 0.4, 0.5 and 1.4, over real HTTP."""
     product, url = emulator
-    options = dict(fault)
-    product.fault(options.pop("kind"), method="POST", **options)
+    fail_writes(product, fault)
     async with connected(url, token, paced=True) as connector:
         error = await refusal(connector.create(wish(connector), Delivery()))
     assert type(error) is kind
