@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import CycloptsError, Parameter
+from cyclopts import CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError
 
 from gateway import cli_connectors, cli_dead, cli_processes, cli_reports, cli_targets  # noqa: F401 they add their commands
 from gateway.cli_app import app, events_commands, mail_commands, user_commands
@@ -198,13 +198,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(str(exc), tokens)
         return WRONG_USE
     except CycloptsError as exc:
-        _complain(f"{exc}\nSee: provgate {' '.join([*_words(tokens), '--help'])}", tokens)
+        words = _words(tokens)
+        _complain(f"{_misused(exc, words, tokens)}\nSee: provgate {' '.join([*words, '--help'])}", tokens)
         return WRONG_USE
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # `provgate ... | head`: whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FINE
+
+
+def _misused(exc: CycloptsError, words: Sequence[str], tokens: Sequence[str]) -> str:
+    """What is wrong with a command line, in the words of the help where the parser has only its own."""
+    command = " ".join(words)
+    if isinstance(exc, UnusedCliTokensError):
+        return f"{command} does not take {' '.join(exc.unused_tokens or ())!r}"
+    if isinstance(exc, MissingArgumentError) and exc.argument is not None:
+        argument = exc.argument
+        if not any(token.partition("=")[0] in argument.names for token in tokens):
+            return f"{command} needs {argument.name}: {argument.parameter.help or 'see its help'}"
+    return str(exc)
 
 
 def _words(tokens: Sequence[str]) -> list[str]:

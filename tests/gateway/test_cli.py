@@ -474,6 +474,8 @@ async def test_wrong_use_is_exit_code_2_with_a_sentence(here: Operated) -> None:
         assert ended.out == ""
         assert ended.err.startswith("provgate: ")
         assert "Traceback" not in ended.err
+    assert (await here.typed("target", "pause", ALPHA)).err.startswith("provgate: target pause needs --reason: Why;")
+    assert "mail retry does not take '5'" in (await here.typed("mail", "retry", "5")).err
 
 
 async def test_a_gateway_that_is_not_there_is_exit_code_3() -> None:
