@@ -51,7 +51,6 @@ DEVELOPMENT_HOST = "latest.dev.babelforce.com"
 NOT_DONE_TRIES_MAX = 3
 """A call answered with `success: false` is sent this often before the change is given up."""
 NOT_DONE_WAIT_S = 0.25
-REMOVALS_MAX = 200
 LIST_BYTES_MAX = 16 * 1024 * 1024
 """Users come in one answer, whatever is asked: about 500 bytes each, so that thirty thousand of them still fit."""
 

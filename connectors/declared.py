@@ -27,8 +27,6 @@ FIELDS_MAX = 200
 TITLE_CHARS_MAX = 60
 SUGGESTION_CUTOFF = 0.6
 
-Limit = Annotated[int, Meta(ge=1, le=10_000)]
-
 SINGLE = (
     "userName",
     "externalId",

@@ -564,9 +564,7 @@ class HttpClient:
         self._auth = auth
         self._allow_loopback = allow_loopback
         self._before_call = before_call
-        self._rate_limit = rate_limit if paced else None
-        self._shared_by = 1
-        self._pace = Pace(self._rate_limit, clock=clock) if self._rate_limit else None
+        self._pace = Pace(rate_limit, clock=clock) if rate_limit is not None and paced else None
         self._wait_default_s = rate_limit.per_s if rate_limit else None
         self._concurrency_max = concurrency_max
         self._timeout = aiohttp.ClientTimeout(total=call_s, connect=None, sock_connect=connect_s)
@@ -610,18 +608,6 @@ class HttpClient:
         """Every path is below it."""
         return self._base
 
-    def share_rate(self, workers: int) -> None:
-        """Keep our part of the product's limit among the workers that serve the target now (A11).
-
-        Safe in any window for as many workers as the product allows calls; with more, only on average.
-        """
-        if self._rate_limit is None or workers == self._shared_by:
-            return
-        self._shared_by = max(1, workers)
-        calls = self._rate_limit.calls // self._shared_by
-        longer = 1.0 if calls else self._shared_by / self._rate_limit.calls
-        self._pace = Pace(RateLimit(calls=max(1, calls), per_s=self._rate_limit.per_s * longer), clock=self._clock)
-
     async def close(self) -> None:
         """Close all connections; the next call would open new ones."""
         for sibling in self._siblings:
@@ -653,6 +639,8 @@ class HttpClient:
             raise ConnectorBug(f"{method} {path}: a header's value cannot be sent", code="bad_header")
         if ctx is not None and ctx.traceparent:
             sent_headers["traceparent"] = ctx.traceparent
+            if ctx.tracestate:
+                sent_headers["tracestate"] = ctx.tracestate
         may_repeat = (method in _READS) if idempotent is None else idempotent
         renewals_left = 1
 

@@ -46,7 +46,6 @@ HITS_PAGES_MAX = 20
 ROWS_MAX = 10_000
 """Entries on one page at most; more than that is no page."""
 CURSOR_CHARS_MAX = 4_000
-EPOCH_S_MIN = 1_000_000_000.0
 
 _PART = re.compile(r"\{(\w+)\}")
 _BELOW = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+/?", re.ASCII)

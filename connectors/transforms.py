@@ -18,7 +18,6 @@ from schemas.errors import NormalizationError
 Transform = Literal[
     "lower", "upper", "nfc", "ascii", "digits", "email", "mobile", "mobile_plus", "identifier", "integer", "boolean"
 ]
-REGION_CHARS = 2
 INTEGER_DIGITS_MAX = 18
 
 _TRUE = frozenset({"true", "yes", "1", "on"})

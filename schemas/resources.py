@@ -132,10 +132,6 @@ class User(Struct, frozen=True, omit_defaults=True, rename="camel", kw_only=True
         """The address of one type, or None. Entra sends one entry per type."""
         return _value_of_type(self.emails, type_)
 
-    def phone_number(self, type_: str) -> str | None:
-        """The number of one type (`work`, `mobile`, `fax`), or None."""
-        return _value_of_type(self.phone_numbers, type_)
-
 
 _CLEARABLE = frozenset(
     (

@@ -13,7 +13,6 @@ import msgspec
 from msgspec import Struct
 
 from connectors.contract import Connector, CredentialEnd, Delivery, HasDirectory, WatchesCredential
-from connectors.http import HttpClient
 from connectors.registry import CallsNobody, build, decode_settings
 from connectors.rehearsal import rehearsing_connector
 from schemas.config import Secret, TargetSettings
@@ -24,9 +23,6 @@ from workers.delivery import NotOurs
 from workers.limits import CallLimit, NameCache
 from workers.ownership import Slots
 from workers.presence import TargetPresence, digest
-
-Build = Callable[..., tuple[Connector[Any, Any], HttpClient | None]]
-
 
 CREDENTIAL_WARN_DAYS = (30, 14, 7, 1, 0)
 """Days before a credential's end at which the log says so once each; 0 is the end itself."""

@@ -56,7 +56,6 @@ SINGLE_ROLE = 'roles[primary eq "True"].value'
 GUEST_MARK = "#EXT#"
 FLAG = "aadOptscim062020"
 
-CYCLE_INTERVAL_S = 40 * 60.0  # documented as "about every 40 minutes"
 QUARANTINE_INTERVAL_S = 86_400.0  # documented as "about once a day"
 QUARANTINE_DISABLES_AFTER_S = 28 * 86_400.0
 QUARANTINE_FAILURES_MIN = 5_000

@@ -515,16 +515,6 @@ async def test_the_pace_holds_in_any_window_bursts_included() -> None:
     assert starts[2] - starts[0] < 0.1, "a burst within the limit does not wait"
 
 
-@pytest.mark.parametrize(("workers", "least_s"), [(1, 0.0), (2, 0.3), (4, 0.9), (8, 1.8)])
-async def test_several_workers_share_the_products_limit(workers: int, least_s: float) -> None:
-    """A11: the limit is the connection's, shared by all workers; here four calls each, of four allowed in 0.3 s."""
-    async with serving(answering(200, {})) as url, client(url, rate_limit=RateLimit(calls=4, per_s=0.3)) as http:
-        http.share_rate(workers)
-        started = time.monotonic()
-        await asyncio.gather(*(http.request("GET", "/Users") for _ in range(4)))
-        assert least_s <= time.monotonic() - started < least_s + 1.0
-
-
 # Hostile answers ------------------------------------------------------------------------------------------------------
 
 OK = b"HTTP/1.1 200 OK\r\n"
