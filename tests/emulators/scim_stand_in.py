@@ -15,6 +15,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from aiohttp import web
 
+from deploy.emulators.entra import Directory, Person
+
 TOKEN = "stand-in-token-1"
 LIST_RESPONSE = "urn:ietf:params:scim:api:messages:2.0:ListResponse"
 ERROR = "urn:ietf:params:scim:api:messages:2.0:Error"
@@ -295,3 +297,8 @@ async def running(port: int = 0, state: StandIn | None = None) -> AsyncIterator[
     finally:
         server.released.set()
         await runner.cleanup()
+
+
+def someone(directory: Directory, index: int = 0) -> Person:
+    """One of the people of a directory."""
+    return list(directory.people.values())[index]

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -40,42 +39,10 @@ from deploy.emulators.entra import (
     parse_expression,
     patch_body,
 )
-from tests.emulators.scim_stand_in import TOKEN, StandIn, running
+from tests.emulators.scim_stand_in import TOKEN, StandIn, running, someone
 
 HOUR_S = 3600.0
 DAY_S = 86_400.0
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[StandIn]:
-    async with running() as server:
-        yield server
-
-
-@pytest.fixture
-def directory() -> Directory:
-    return Directory(make_people(3, seed=7, managers=False))
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-async def start(server: StandIn, directory: Directory, clock: ManualClock) -> AsyncIterator[Any]:
-    """Makes jobs against the stand-in and closes them."""
-    async with AsyncExitStack() as stack:
-
-        async def make(mapping: Mapping = DEFAULT, **more: Any) -> ProvisioningJob:
-            settings = {"tenant_url": server.url, "token": TOKEN, "directory": directory, "clock": clock, **more}
-            return await stack.enter_async_context(ProvisioningJob(mapping=mapping, **settings))
-
-        yield make
-
-
-def someone(directory: Directory, index: int = 0) -> Any:
-    return list(directory.people.values())[index]
 
 
 # --- people and expressions

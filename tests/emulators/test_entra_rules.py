@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from deploy.emulators.entra import (
     parse_expression,
     role_values,
 )
-from tests.emulators.scim_stand_in import TOKEN, StandIn, running
+from tests.emulators.scim_stand_in import StandIn, someone
 from tests.gateway.scim_listener import ALPHA, GroupShelf, listening
 
 DAY_S = 86_400.0
@@ -45,34 +43,9 @@ SINGLE = roles_by("SingleAppRoleAssignment")
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[StandIn]:
-    async with running() as server:
-        yield server
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-def directory() -> Directory:
-    return Directory(make_people(3, seed=7, managers=False))
-
-
-@pytest.fixture
-async def start(server: StandIn, directory: Directory, clock: ManualClock) -> AsyncIterator[Any]:
-    async with AsyncExitStack() as stack:
-
-        async def make(mapping: Mapping = SINGLE, **more: Any) -> ProvisioningJob:
-            settings = {"tenant_url": server.url, "token": TOKEN, "directory": directory, "clock": clock, **more}
-            return await stack.enter_async_context(ProvisioningJob(mapping=mapping, **settings))
-
-        yield make
-
-
-def someone(directory: Directory, index: int = 0) -> Any:
-    return list(directory.people.values())[index]
+def usual() -> Mapping:
+    """Jobs map one role unless they say otherwise."""
+    return SINGLE
 
 
 # --- roles
