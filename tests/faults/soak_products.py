@@ -54,6 +54,7 @@ class Kind(Struct, frozen=True, kw_only=True):
         stranger, ours: the document of an account that nobody of Entra has, and one that a person has already.
         strangers_group: the document of a group that nobody of Entra has, given the ids of accounts; None where it has none.
         stays: a user who is deleted stays as an inactive account.
+        keeps_names: and nobody else gets that account's name, which is refused until the administrator has cleaned up there.
     """
 
     name: str
@@ -73,8 +74,8 @@ class Kind(Struct, frozen=True, kw_only=True):
     options: Mapping[str, Any] = {}
     first: Mapping[str, Any] = {}
     stays: bool = False
+    keeps_names: bool = False
     managers: bool = False
-    renames_mobile: bool = False
 
 
 def _address(person: entra.Person) -> str:
@@ -424,7 +425,6 @@ KINDS: tuple[Kind, ...] = (
         ours=lambda person: {"mobilePhone": person.mobile, "firstName": "Before", "lastName": "Us"},
         options={"managers": [MANAGER]},
         stays=True,
-        renames_mobile=True,
     ),
     Kind(
         name="talkdesk",
@@ -498,6 +498,7 @@ KINDS: tuple[Kind, ...] = (
         ours=lambda person: {"user_name": person.user_principal_name, "sso_identifier": person.object_id},
         strangers_group=lambda keys, ids: {"displayName": "Strangers", "members": keys},
         stays=True,
+        keeps_names=True,
         managers=True,
     ),
     Kind(
