@@ -14,10 +14,9 @@ import msgspec
 import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from gateway.explanations import duration
-from gateway.statements import Statement
+from gateway.statements import Statement, dialect_of
 from gateway.store import Reader, Transaction
 from gateway.tables import ATTEMPT, METADATA, RESOURCE
 from schemas.events import Reason, Step
@@ -142,9 +141,7 @@ class _Statements:
     """The statements of this module for one engine."""
 
     def __init__(self, engine: str) -> None:
-        dialect: sa.Dialect = (
-            sqlite.dialect() if engine == "sqlite" else PGDialect_psycopg(paramstyle="format")  # type: ignore[no-untyped-call]
-        )
+        dialect = dialect_of(engine)
         insert: Any = sqlite.insert if engine == "sqlite" else postgresql.insert
         m, r, t = _MAIL.c, RESOURCE.c, ATTEMPT.c
 

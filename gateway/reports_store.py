@@ -13,11 +13,10 @@ import msgspec
 import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from gateway.lifecycle import Row
 from gateway.spool import Finding
-from gateway.statements import Statement
+from gateway.statements import Statement, dialect_of
 from gateway.store import Reader, Transaction
 from gateway.tables import MEMBERSHIP, METADATA, READ_COLUMNS, RESOURCE, SEQ_PLACE, decode_row, without_nul
 
@@ -97,9 +96,7 @@ class _Statements:
     """The statements of this module for one engine."""
 
     def __init__(self, engine: str) -> None:
-        dialect: sa.Dialect = (
-            sqlite.dialect() if engine == "sqlite" else PGDialect_psycopg(paramstyle="format")  # type: ignore[no-untyped-call]
-        )
+        dialect = dialect_of(engine)
         insert: Any = sqlite.insert if engine == "sqlite" else postgresql.insert
 
         def p(name: str, type_: Any = None) -> Any:

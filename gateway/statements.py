@@ -71,6 +71,11 @@ class Statement:
         return tuple([values.get(name, fixed) for name, fixed in self._names])
 
 
+def dialect_of(engine: str) -> sa.Dialect:
+    """How SQL is written for `sqlite` or `postgresql`, with the placeholders of the driver that is used."""
+    return sqlite.dialect() if engine == "sqlite" else PGDialect_psycopg(paramstyle="format")  # type: ignore[no-untyped-call]
+
+
 class Statements:
     """Every statement of the store for one engine.
 
@@ -80,9 +85,7 @@ class Statements:
 
     def __init__(self, engine: str) -> None:
         self.engine = engine
-        self._dialect: sa.Dialect = (
-            sqlite.dialect() if engine == "sqlite" else PGDialect_psycopg(paramstyle="format")  # type: ignore[no-untyped-call]
-        )
+        self._dialect = dialect_of(engine)
         self._insert: Any = sqlite.insert if engine == "sqlite" else postgresql.insert
         self._clauses: dict[str, Any] = {}
         self._columns: dict[str, list[str]] = {}
