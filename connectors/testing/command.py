@@ -250,12 +250,16 @@ def listed(*, as_json: bool = False) -> int:
     if as_json:
         print(json.dumps({"connectors": rows}, ensure_ascii=False))
     else:
-        table = _table("Connector", "Product", "Resources", "Support", "Can also", "Place")
+        table = _table("Connector", "Product", "Resources", "Support", "Can also")
         for row in rows:
             problem = row["problem"]
-            cells = (row["title"], ", ".join(row["resources"]), row["support"], ", ".join(row["capabilities"]))
+            able = ", ".join(row["capabilities"]).replace("_", " ")  # broken between words, not within
+            cells = (row["title"], ", ".join(row["resources"]), row["support"], able)
             shown = [Text(str(problem), style="red"), *[Text("")] * 3] if problem else [Text(cell) for cell in cells]
-            table.add_row(Text(row["name"], style="bold"), *shown, Text(row["place"]))
+            name = Text(row["name"], style="bold")
+            if row["name"] not in registry.SHIPPED:
+                name.append(f"\n{row['place']}", style="bright_black")
+            table.add_row(name, *shown)
         _console().print(table)
     return NOT_FINE if any(row["problem"] for row in rows) else FINE
 
