@@ -63,7 +63,7 @@ class Delivery(Struct, kw_only=True):
         unresolved: what `resolve` was asked for in vain.
         created_by_us: whether the linked account was created by a delivery of ours; None when nobody knows, e.g. because the
             answer to a create was lost and the account was found afterwards.
-        traceparent: W3C trace context; `connectors/http.py` sends it along with every call.
+        traceparent, tracestate: W3C trace context; `connectors/http.py` sends it along with every call.
         notes: codes of what earlier deliveries of this resource noted; see `note`.
         noted: what this one notes.
         not_told: the product is deliberately not told of this wish; the delivery ends as applied, `ignored` (rule A13).
@@ -79,6 +79,7 @@ class Delivery(Struct, kw_only=True):
     unresolved: list[str] = []
     created_by_us: bool | None = None
     traceparent: str = ""
+    tracestate: str = ""
     notes: frozenset[str] = frozenset()
     noted: list[Note] = []
     not_told: bool = False

@@ -49,7 +49,7 @@ from gateway.messages import (
 from gateway.patch import MemberChange, PatchResult, apply_patch, normalize_create
 from gateway.store import KeyAttribute, Reader, Store
 from gateway.visibility import base_document, is_refused, keys_of, shown_document
-from schemas.events import timestamp, valid_traceparent
+from schemas.events import Trace, timestamp, valid_trace
 from schemas.logs import logger
 from schemas.specs import Spec
 
@@ -128,9 +128,9 @@ def accepted(base: str, txn: str) -> Reply:
     return Reply(202, headers=headers)
 
 
-def _trace(call: Call) -> str | None:
+def _trace(call: Call) -> Trace | None:
     """The request's trace context, if it carries one that may be passed on (W3C Trace Context, section 3.2)."""
-    return valid_traceparent(call.header(b"traceparent"))
+    return valid_trace(call.header(b"traceparent"), call.header(b"tracestate"))
 
 
 class Resources(Protocol):
@@ -545,7 +545,7 @@ class _Collection:
             self.stored,
             call.resource,
             if_match=_condition(call),
-            traceparent=_trace(call),
+            trace=_trace(call),
             patience=call.patience,
         )
         if answer.error is not None:
@@ -566,7 +566,7 @@ class _Collection:
             compute,
             if_match=matches,
             members=members,
-            traceparent=_trace(call),
+            trace=_trace(call),
             patience=call.patience,
         )
 
@@ -639,9 +639,7 @@ class Users(_Collection):
         """201 with the resource and its `Location`; 400 or 409 when the product refused in time."""
         document = normalize_create(await self._body(call), "User", limits=self._limits)
         projection = self._projection(call)
-        answer = await self._intake.create(
-            call.target, "user", document, traceparent=_trace(call), patience=call.patience
-        )
+        answer = await self._intake.create(call.target, "user", document, trace=_trace(call), patience=call.patience)
         row = _written(answer)
         return self._deferred(call, answer) or self._created(call, row, encoded(row, call.base, projection))
 
@@ -753,7 +751,7 @@ class Groups(_Collection):
             "group",
             document,
             members=(members,),
-            traceparent=_trace(call),
+            trace=_trace(call),
             patience=call.patience,
         )
         row = _written(answer)

@@ -22,7 +22,7 @@ from gateway.messages import ScimError
 from gateway.patch import MemberChange
 from gateway.visibility import base_document, is_refused, is_visible, keys_of
 from schemas.config import BrakeSettings, TargetSettings
-from schemas.events import Reason, identity
+from schemas.events import Reason, Trace, identity
 from schemas.states import Change, Circuit, State
 
 BRAKE_S = 3600.0
@@ -158,7 +158,7 @@ class Intake:
         document: dict[str, Any],
         *,
         members: Sequence[MemberChange] = (),
-        traceparent: str | None = None,
+        trace: Trace | None = None,
         patience: Patience = USUAL,
     ) -> Answer:
         """POST. The same POST while the first still runs joins it; a live resource of that name is 409 (`uniqueness`).
@@ -169,7 +169,7 @@ class Intake:
         Args:
             document: the wished document; a group's without its members.
             members: who shall be in a group.
-            traceparent: the request's W3C trace context, if it carried one.
+            trace: the request's W3C trace context, if it carried one.
         """
         body = _encode(document)
         identities = self._identities(target, kind, document)
@@ -203,7 +203,7 @@ class Intake:
                         now,
                         strict=strict,
                         healthy=healthy,
-                        traceparent=traceparent,
+                        trace=trace,
                         patience=patience,
                     )
                 row = other
@@ -222,7 +222,7 @@ class Intake:
                 strict=strict,
                 healthy=healthy,
                 members=members,
-                traceparent=traceparent,
+                trace=trace,
                 patience=patience,
             )
 
@@ -237,7 +237,7 @@ class Intake:
         *,
         if_match: Callable[[Row], bool] | None = None,
         members: Sequence[MemberChange] = (),
-        traceparent: str | None = None,
+        trace: Trace | None = None,
         patience: Patience = USUAL,
     ) -> Answer:
         """PATCH and PUT of a visible resource.
@@ -246,7 +246,7 @@ class Intake:
             members: what shall happen to a group's members, in order.
             seen: the row as read before; the change is computed on it outside the transaction, and anew inside if it moved.
             if_match: the caller's precondition (412 when it does not hold).
-            traceparent: the request's W3C trace context, if it carried one.
+            trace: the request's W3C trace context, if it carried one.
         """
         try:
             computed = compute(base_document(seen))
@@ -308,7 +308,7 @@ class Intake:
                 strict=strict,
                 healthy=healthy,
                 hold=hold,
-                traceparent=traceparent,
+                trace=trace,
                 patience=patience,
             )
 
@@ -321,10 +321,10 @@ class Intake:
         resource: str,
         *,
         if_match: Callable[[Row], bool] | None = None,
-        traceparent: str | None = None,
+        trace: Trace | None = None,
         patience: Patience = USUAL,
     ) -> Answer:
-        """DELETE: answered once it is recorded; the product follows. `if_match` and `traceparent` as in `change`."""
+        """DELETE: answered once it is recorded; the product follows. `if_match` and `trace` as in `change`."""
         brake = self.targets()[target].brake
 
         def job(ledger: Ledger) -> _Taken:
@@ -348,7 +348,7 @@ class Intake:
                 strict=False,
                 healthy=False,
                 hold=hold,
-                traceparent=traceparent,
+                trace=trace,
                 patience=patience,
             )
 
@@ -370,7 +370,7 @@ class Intake:
         healthy: bool,
         hold: bool = False,
         members: Sequence[MemberChange] = (),
-        traceparent: str | None = None,
+        trace: Trace | None = None,
         patience: Patience = USUAL,
     ) -> _Taken:
         created = change is Change.CREATE
@@ -384,7 +384,7 @@ class Intake:
             now=now,
             acknowledged=False,
             hold=hold,
-            traceparent=traceparent,
+            trace=trace,
         )
         if members:
             ledger.save(row)  # members belong to a row that exists

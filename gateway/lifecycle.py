@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Struct, field
 
 from schemas.config import RetrySettings
-from schemas.events import Outcome, ProvisioningEvent, Reason, Sighting, encode, made_traceparent, timestamp
+from schemas.events import Outcome, ProvisioningEvent, Reason, Sighting, Trace, encode, made_traceparent, timestamp
 from schemas.resources import ENTERPRISE_SCHEMA, TYPED_LISTS, Group, Member
 from schemas.states import NEXT, PRIORITY, PRIORITY_REPAIR, WAITING, Change, Circuit, Result, State
 from schemas.topology import CALL_S, OWNED_S, SETTLE_S
@@ -97,6 +97,7 @@ class Row(Struct, kw_only=True):
     veiled: bool = False
     traceparent: str | None = None
     """W3C trace context of the request that made the newest wish, if it carried one."""
+    tracestate: str | None = None
     # what became of it
     state: State = State.QUEUED
     settled_generation: int = 0
@@ -333,7 +334,7 @@ def accept(
     now: float,
     acknowledged: bool,
     hold: bool = False,
-    traceparent: str | None = None,
+    trace: Trace | None = None,
 ) -> list[Effect]:
     """Take a new wish (rule T1). The caller has found that it differs, or that the row is dead and this is a redrive.
 
@@ -343,7 +344,7 @@ def accept(
         identities: what the resource is called under this wish.
         acknowledged: Entra is told success at once; otherwise a request waits for the outcome.
         hold: a safety brake stops this wish until an operator approves.
-        traceparent: the request's trace context, if it carried one.
+        trace: the request's trace context, if it carried one.
     """
     fresh_start = row.state in DEAD_STATES or row.state is State.BLOCKED
     held = row.state is State.HELD or row.blocked_on == APPROVAL
@@ -356,7 +357,7 @@ def accept(
     row.changed = changed
     row.deleted = change is Change.DELETE
     row.modified_at = now
-    row.traceparent = traceparent
+    row.traceparent, row.tracestate = (trace.parent, trace.state or None) if trace is not None else (None, None)
     row.manager = manager_of(document) if row.kind == "user" else None
     if row.generation == 1:
         row.created_at = now
@@ -591,6 +592,7 @@ def _send(row: Row, wish: Wish, now: float, others: Others, connector: str, *, r
         accounts=accounts,
         created_by_us=row.account_created if row.account_id else None,
         traceparent=row.traceparent or made_traceparent(wish.event_id),
+        tracestate=row.tracestate or "",
         txn=wish.event_id,
         recorded_at=timestamp(now),
     )

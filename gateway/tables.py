@@ -19,7 +19,7 @@ from gateway.visibility import is_visible
 from schemas.events import Reason
 from schemas.states import Change, State
 
-SCHEMA = "0010"
+SCHEMA = "0011"
 """The newest migration; older stores are brought up to it at start, newer ones are refused."""
 
 _Sequence = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
@@ -100,6 +100,7 @@ class Resource(_Table, table=True):
     modified_at: float
     veiled: bool
     traceparent: str | None
+    tracestate: str | None
     state: str
     settled_generation: int
     settled_at: float

@@ -20,9 +20,6 @@ from schemas.states import Change, Result
 
 Kind = Literal["user", "group"]
 
-EVENT_BYTES_MAX = 900 * 1024
-"""Below the 1 MiB that nats-server accepts by default, headers included."""
-
 _RFC9967 = "urn:ietf:params:scim:event:"
 EVENT_TYPES: dict[Change, str] = {
     Change.CREATE: _RFC9967 + "prov:create:full",
@@ -70,6 +67,13 @@ class Note(Struct, frozen=True, omit_defaults=True):
     holds: bool = True
 
 
+class Trace(Struct, frozen=True):
+    """The trace a request belongs to (W3C Trace Context). `parent`: its traceparent; `state`: its tracestate, or ""."""
+
+    parent: str
+    state: str = ""
+
+
 class ProvisioningEvent(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One wish of Entra for one resource, complete; never a difference, so that it can be applied at any time.
 
@@ -92,6 +96,7 @@ class ProvisioningEvent(Struct, frozen=True, omit_defaults=True, kw_only=True):
         created_by_us: whether `account_id` was created by a delivery of ours; None when nobody knows.
         notes: codes of what earlier deliveries of this resource noted and what still holds.
         traceparent: W3C trace context of the request that asked for this, or one of our own.
+        tracestate: what tracing systems of others keep along with it, as it came.
     """
 
     id: str
@@ -116,6 +121,7 @@ class ProvisioningEvent(Struct, frozen=True, omit_defaults=True, kw_only=True):
     created_by_us: bool | None = None
     notes: tuple[str, ...] = ()
     traceparent: str = ""
+    tracestate: str = ""
     shadow: bool = False
     txn: str = ""
     recorded_at: str = ""
@@ -260,6 +266,13 @@ class BeginReply(Struct, frozen=True):
 _TRACEPARENT = re.compile(
     r"(?P<version>[0-9a-f]{2})-(?P<trace>[0-9a-f]{32})-(?P<parent>[0-9a-f]{16})-(?P<flags>[0-9a-f]{2})(?P<more>-.{0,200})?"
 )
+_KEY = r"(?:[a-z][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13})"
+_TRACESTATE_ENTRY = re.compile(rf"(?P<key>{_KEY})=[ -+\--<>-~]{{0,255}}[!-+\--<>-~]")
+TRACESTATE_CHARS_MAX = 512
+"""What has to be passed on at least (W3C Trace Context, section 3.3.1.5), and is at most."""
+TRACESTATE_ENTRIES_MAX = 32
+LONG_TRACESTATE_ENTRY_CHARS = 128
+"""Longer ones are left out first."""
 _ENCODER = msgspec.json.Encoder()
 _EVENT = msgspec.json.Decoder(ProvisioningEvent)
 _OUTCOME = msgspec.json.Decoder(Outcome)
@@ -300,6 +313,7 @@ def event_headers(event: ProvisioningEvent, *, recorded_at: float, act_before: f
             provop=event.change.value,
             provconn=event.connector,
             **({"traceparent": event.traceparent} if event.traceparent else {}),
+            **({"tracestate": event.tracestate} if event.tracestate else {}),
         ),
     }
 
@@ -339,6 +353,25 @@ def valid_traceparent(text: str | None) -> str | None:
     if not hit["trace"].strip("0") or not hit["parent"].strip("0"):
         return None
     return f"00-{hit['trace']}-{hit['parent']}-{hit['flags']}"
+
+
+def valid_trace(parent: str | None, state: str | None) -> Trace | None:
+    """What two request headers say, as far as it may be passed on; None without a valid traceparent (section 4.3)."""
+    valid = valid_traceparent(parent)
+    return None if valid is None else Trace(valid, valid_tracestate(state))
+
+
+def valid_tracestate(text: str | None) -> str:
+    """A tracestate that may be passed on, within TRACESTATE_CHARS_MAX; "" when there is none, or one mistake in it."""
+    entries = [entry for one in (text or "").split(",") if (entry := one.strip(" \t"))]
+    found = [_TRACESTATE_ENTRY.fullmatch(entry) for entry in entries]
+    keys = {hit["key"] for hit in found if hit is not None}
+    if len(keys) < len(entries) or len(entries) > TRACESTATE_ENTRIES_MAX:
+        return ""
+    while len(",".join(entries)) > TRACESTATE_CHARS_MAX:  # whole entries only; the newest stand in front
+        long = [entry for entry in entries if len(entry) > LONG_TRACESTATE_ENTRY_CHARS]
+        entries.remove(long[-1] if long else entries[-1])
+    return ",".join(entries)
 
 
 def made_traceparent(seed: str) -> str:

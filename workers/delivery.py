@@ -122,6 +122,7 @@ async def deliver(
     ctx.created_by_us = event.created_by_us
     ctx.notes = frozenset(event.notes)
     ctx.traceparent = event.traceparent
+    ctx.tracestate = event.tracestate
     report = Report(account_id=event.account_id)
     gave_up = False
     try:

@@ -16,18 +16,27 @@ from connectors.http import HttpClient
 from gateway.lifecycle import Row, dispatch, manager_of
 from gateway.store import Store
 from schemas.errors import Gone, Unavailable
-from schemas.events import ProvisioningEvent, decode_event, event_headers, made_traceparent, valid_traceparent
+from schemas.events import (
+    ProvisioningEvent,
+    Trace,
+    decode_event,
+    event_headers,
+    made_traceparent,
+    valid_traceparent,
+    valid_tracestate,
+)
 from schemas.resources import ENTERPRISE_SCHEMA, User
 from schemas.states import State
 from tests.connectors.test_http import client, serving
 from tests.connectors.test_sofa import access_key, connected, emulator  # noqa: F401 - fixtures
 from tests.gateway.scim_listener import USER, Shelf, listening
-from tests.gateway.test_memberships import NOBODY, TARGET, Desk, HandBus, LossyShelf, add, taken
+from tests.gateway.test_memberships import NOBODY, TARGET, Desk, LossyShelf, add, taken
 from tests.gateway.test_store import location, postgres, postgres_url, store  # noqa: F401 - fixtures
 from tests.simulation.memory import Memory, MemoryLedger
 from workers.delivery import deliver
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+STATE = "vendor=a:1,0tenant@sys=b c"
 
 
 class ManagedShelf(LossyShelf):
@@ -79,7 +88,7 @@ class Office(Desk):
         document = {"userName": name, **attributes, **(led_by(manager) if manager else {})}
         return taken(await self.intake.create(TARGET, "user", document)).id
 
-    async def lead(self, user: str, manager: str | None, **trace: str) -> None:
+    async def lead(self, user: str, manager: str | None, **trace: Trace) -> None:
         """Another manager for a user, or none."""
 
         def compute(base: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +118,7 @@ class Office(Desk):
     async def events(self) -> list[ProvisioningEvent]:
         """What is on its way now."""
         await self.quiet()
-        return [decode_event(message.body) for message in self.bus.messages]
+        return [decode_event(message.body) for message in self.bus.sent.values()]
 
 
 def led_by(manager: str) -> dict[str, Any]:
@@ -213,7 +222,7 @@ async def test_a_manager_who_will_never_come_is_not_waited_for(office: Office, e
     assert [
         a.subject for a in await office.store.read(lambda reader: reader.audit(9)) if a.action == "issue.manager_gone"
     ] == [clerk]
-    assert not office.bus.messages
+    assert not office.bus.sent
 
 
 async def test_a_user_of_another_target_is_nobodys_manager_here(office: Office) -> None:
@@ -269,7 +278,7 @@ async def test_what_was_waited_for_is_not_forgotten_when_its_delivery_fails(
         office.clock.time += 40
         await office.dispatcher.sweep()
         await office.quiet()
-        mine = [message for message in office.bus.messages if message.resource == waiting]
+        mine = {resource: message for resource, message in office.bus.sent.items() if resource == waiting}
         if mine:
             break
         await office.work()
@@ -278,7 +287,7 @@ async def test_what_was_waited_for_is_not_forgotten_when_its_delivery_fails(
     if not mine:
         pytest.fail("the delivery under test was not seen")
 
-    office.bus.messages = mine if how == "refused for now" else []
+    office.bus.sent = mine if how == "refused for now" else {}
     office.shelf.away = True
     await office.work()
     if how == "refused for now":
@@ -298,23 +307,23 @@ async def test_what_was_waited_for_is_not_forgotten_when_its_delivery_fails(
 async def test_R5_the_same_fence_keeps_its_bytes_although_the_manager_was_linked_meanwhile(office: Office) -> None:
     """R5: what is offered to the stream again is what was stored, not what would be true by now."""
     boss = await office.unlinked()
-    office.bus.messages = []
+    office.bus.sent = {}
     clerk = await office.person(manager=boss)
-    (first,) = [message for message in await _sent(office.bus, office) if message.resource == clerk]
+    await office.quiet()
+    first = office.bus.sent[clerk]
 
     await office.store.run(lambda ledger: _linked(ledger, boss))
+    unconfirmed = await office.row(clerk)
+    unconfirmed.published = False
+    await office.store.run(lambda ledger: ledger.save(unconfirmed))
     office.clock.time += 5
     await office.dispatcher.sweep()
     await office.quiet()
 
-    again = [message for message in office.bus.messages if message.resource == clerk]
-    assert {message.body for message in again} == {first.body}
+    again = office.bus.sent[clerk]
+    assert again is not first, "it was offered again"
+    assert again.body == first.body
     assert decode_event(first.body).accounts == {}
-
-
-async def _sent(bus: HandBus, office: Office) -> list[Any]:
-    await office.quiet()
-    return list(bus.messages)
 
 
 def _linked(ledger: Any, resource: str) -> None:
@@ -422,8 +431,8 @@ async def _served(office: Office) -> None:
     """A worker and a folder, until one outcome was folded."""
     office.outcomes.on_settled = lambda row: office.intake.waiters.wake(row.id, row)
     for _ in range(10_000):
-        if office.bus.messages:
-            message = office.bus.messages.pop()
+        if office.bus.sent:
+            _, message = office.bus.sent.popitem()
             await office.outcomes.fold(await office.delivered(message))
             return
         await asyncio.sleep(0)
@@ -444,7 +453,7 @@ async def test_groups_and_reports_follow_an_account_that_was_made_anew(office: O
     untouched = (await office.row(elsewhere)).fence, (await office.row(other)).fence
 
     del office.shelf.accounts[before]
-    await office.lead(boss, boss, traceparent=TRACE)
+    await office.lead(boss, boss, trace=Trace(TRACE))
     taken(await office.intake.change(TARGET, "user", await office.row(boss), lambda base: {**base, "title": "Chief"}))
     await office.work()
     for _ in range(3):
@@ -463,7 +472,7 @@ async def test_what_is_on_its_way_with_an_account_that_was_made_anew_is_sent_aga
     boss, clerk = await office.users(2)
     await office.lead(clerk, boss)
     await office.quiet()
-    (out,), office.bus.messages = office.bus.messages, []
+    (out,), office.bus.sent = office.bus.sent.values(), {}
     del office.shelf.accounts[await office.account(boss)]
     taken(await office.intake.change(TARGET, "user", await office.row(boss), lambda base: {**base, "title": "Chief"}))
     await office.work()
@@ -484,7 +493,7 @@ async def test_a_member_whose_account_was_made_anew_while_a_group_carried_the_ol
     await office.work()
     taken(await office.patch(group, add(boss)))
     await office.quiet()
-    (out,), office.bus.messages = office.bus.messages, []
+    (out,), office.bus.sent = office.bus.sent.values(), {}
     before = await office.account(boss)
     if by_now == "none":
         await office.store.run(lambda ledger: _unlinked(ledger, boss, office.clock.now()))
@@ -606,20 +615,24 @@ class Calling(Shelf):
 async def test_the_trace_of_a_scim_request_reaches_the_product(tmp_path: Path) -> None:
     """reliability section 5: one trace from Entra's request to the product's call; without one, or a broken one, we begin it."""
     seen: list[str | None] = []
+    states: list[str | None] = []
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         seen.append(valid_traceparent(request.headers.get("traceparent")))
+        states.append(request.headers.get("tracestate"))
         return web.json_response({})
 
     shelf = Calling()
     async with serving(answer) as url, client(url) as http, listening(tmp_path, shelf=shelf) as scim:
         shelf.http = http
-        for number, headers in enumerate(({"traceparent": TRACE}, {}, {"traceparent": "broken"})):
+        for number, traced in enumerate(({"traceparent": TRACE}, {}, {"traceparent": "broken"})):
+            headers = {**traced, "tracestate": STATE}
             body = {"schemas": [USER], "userName": f"user-{number}@contoso.example"}
             assert (await scim.post("/Users", body, headers=headers)).status == 201
     assert seen[0] == TRACE
     assert None not in seen
     assert len(set(seen)) == 3
+    assert states == [STATE, None, None]
 
 
 # ---- old events, traces
@@ -638,10 +651,11 @@ def test_an_event_of_an_older_version_reads_as_one_that_says_nothing() -> None:
 async def test_a_requests_trace_goes_with_its_event_and_every_delivery_of_it(office: Office) -> None:
     """reliability section 5: ce-traceparent; W3C Trace Context section 3.2."""
     (user,) = await office.users(1)
-    await office.lead(user, user, traceparent=TRACE)
+    await office.lead(user, user, trace=Trace(TRACE, STATE))
     (event,) = await office.events()
     headers = event_headers(event, recorded_at=1.0, act_before=2.0)
     assert (event.traceparent, headers["ce-traceparent"]) == (TRACE, TRACE)
+    assert (event.tracestate, headers["ce-tracestate"]) == (STATE, STATE)
     office.shelf.away = True
     await office.work()
     office.shelf.away = False
@@ -651,6 +665,7 @@ async def test_a_requests_trace_goes_with_its_event_and_every_delivery_of_it(off
     await office.lead(user, None)
     (event,) = await office.events()
     assert event.traceparent == made_traceparent(event.id) != TRACE
+    assert event.tracestate == "", "of a trace of our own nobody has said anything"
     assert valid_traceparent(event.traceparent) == event.traceparent
 
 
@@ -674,6 +689,31 @@ async def test_a_requests_trace_goes_with_its_event_and_every_delivery_of_it(off
 def test_only_a_valid_trace_context_is_passed_on(sent: str | None, kept: str | None) -> None:
     """W3C Trace Context sections 3.2.2 and 4.3: invalid means a new trace; a later version is read as far as it is known."""
     assert valid_traceparent(sent) == kept
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        (None, ""),
+        (STATE, STATE),
+        (" a=1 ,,\tb=2", "a=1,b=2"),
+        ("a=1,a=2", ""),
+        ("a=1,b", ""),
+        ("A=1", ""),
+        ("a=1=2", ""),
+        ("a=1\r\nX: y", ""),
+        ("a=\u00e9", ""),
+        (",".join(f"k{n}=v" for n in range(33)), ""),
+        (
+            "new=1,long=" + "x" * 200 + ",other=" + "y" * 120 + ",more=" + "z" * 200,
+            "new=1,long=" + "x" * 200 + ",other=" + "y" * 120,
+        ),
+        (",".join(f"k{n:02}=" + "v" * 60 for n in range(10)), ",".join(f"k{n:02}=" + "v" * 60 for n in range(7))),
+    ],
+)
+def test_only_a_valid_tracestate_is_passed_on_and_not_more_of_it_than_has_to_be(sent: str | None, kept: str) -> None:
+    """W3C Trace Context section 3.3.1: invalid as a whole or not at all; long entries go first, then the oldest."""
+    assert valid_tracestate(sent) == kept
 
 
 def test_every_wish_without_a_trace_has_one_of_its_own() -> None:

@@ -190,6 +190,7 @@ EVERYTHING = Row(
     modified_at=2.5,
     veiled=True,
     traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    tracestate="vendor=1",
     state=State.DELIVERING,
     settled_generation=5,
     settled_document=b"{}",
