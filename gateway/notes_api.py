@@ -6,8 +6,6 @@ resource are told. A person's values are masked unless they are asked for, and t
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 from litestar import Router, get, post
 from litestar.params import FromPath, FromQuery, RawBody
@@ -17,6 +15,7 @@ from gateway.dead_api import UNREASONED_MAX, MoveOrder
 from gateway.explanations import mask_identity, mask_message, sentence_of
 from gateway.ledger import Ledger
 from gateway.lifecycle import Row
+from gateway.reconcile import label_of
 from gateway.records import NoteRecord
 from gateway.services import ACTOR, PREFIX, OperatorError, Services, after_of, known, limit_of, order_of, record
 from gateway.store import Reader
@@ -157,25 +156,12 @@ def _end(ledger: Ledger, target: str, kind: NoteKind, order: MoveOrder, now: flo
     return Moved(tuple(done), tuple(skipped))
 
 
-class _Called(Struct):
-    userName: Any = ""
-    displayName: Any = ""
-
-
-_called = msgspec.json.Decoder(_Called)
-
-
 def _line(n: int, row: Row, note: NoteRecord, *, show_values: bool) -> NoteLine:
-    try:
-        called = _called.decode(row.document)
-    except msgspec.DecodeError:
-        called = _Called()
-    label = str(called.displayName if row.kind == "group" else called.userName)
-    account_id, message = row.account_id or "", note.message
+    label, account_id, message = label_of(row), row.account_id or "", note.message
     if not show_values:
         label = label if row.kind == "group" else mask_identity(label)
         account_id = mask(account_id) if "@" in account_id else account_id
-        message = mask_message(message)
+        message = mask_message(message, (row.document, row.settled_document))
     return NoteLine(
         n=n,
         class_=note.code,
