@@ -1,9 +1,7 @@
 """The command `provgate`: everything an operator does, over the operators' API, and the ways to start the processes.
 
-Exit codes: 0 fine; 1 the answer is "not fine"; 2 used or configured wrongly; 3 the gateway, or for plans and reports a worker
-or the product, cannot be reached; 4 refused.
-
-Each command imports what it needs when it runs; help needs nothing but the parser.
+Here are the first commands a person types, and the entry; all others lie in the modules `cli_…`. Each command imports what it
+needs when it runs; help needs nothing but the parser.
 """
 
 from __future__ import annotations
