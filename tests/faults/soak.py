@@ -29,6 +29,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from deploy.emulators import entra
+from deploy.local import wait_for_port
 from schemas import logs
 from tests.e2e.running import Product, a_session, eventually, leaks
 from tests.faults.soak_products import INTEGRATION_USER, KINDS, MAPPED_GROUPS, TEAMS, Account, Kind
@@ -467,7 +468,16 @@ class Soak:
                 self._note("nats-server and its data are wiped")
                 await self.system.wipe()
                 continue
-            victims = self.chance.choice((("gateway",), ("worker",), ("worker-2",), ("nats-server",), WORKERS))
+            victims = self.chance.choice(
+                (
+                    ("gateway",),
+                    ("worker",),
+                    ("worker-2",),
+                    ("nats-server",),
+                    WORKERS,
+                    (self.chance.choice(self.system.emulators),),
+                )
+            )
             for victim in victims:
                 if self.chance.random() < 0.2:
                     seconds = self.chance.uniform(3.0, FREEZE_MAX_S)
@@ -517,9 +527,10 @@ class Soak:
     # ---- the end
 
     async def _lift(self) -> None:
-        for product in self.products.values():
-            await product.control("DELETE", "faults")
-        await self.system.replaced(PARTS)
+        await self.system.replaced((*PARTS, *self.system.emulators))
+        for target in self.targets:
+            await wait_for_port(self.system.ports[target.kind.name])
+            await self.products[target.kind.name].control("DELETE", "faults")
 
         async def served() -> bool:
             status = await self._api("GET", "/status")

@@ -40,6 +40,10 @@ class System(Installation):
         data: where everything is kept.
         kinds: the products.
         groups: the groups of each product's directory, which some settings name.
+
+    Attributes:
+        emulators: the processes of the products; what they hold outlives them.
+        rewritten: how often the configuration file was written.
     """
 
     def __init__(self, data: Path, kinds: tuple[Kind, ...], groups: dict[str, list[entra.Group]]) -> None:
@@ -52,6 +56,7 @@ class System(Installation):
         self.kills = []
         self.config = data / "provgate.toml"
         self.rewritten = 0
+        self.emulators: list[str] = []
         self.targets: dict[str, dict[str, Any]] = {
             kind.name: {
                 "connector": kind.connector,
@@ -135,6 +140,7 @@ class System(Installation):
         ]
         options = ("--journal-dir", str(journal), "--delay-ms", f"{DELAY_MS:g}")
         command = (sys.executable, "-m", "deploy.emulators", *places, *options, *settings, *tokens)
+        self.emulators.append(name)
         output = self.data / "logs" / f"{name}.log"
         await self.supervisor.start(Child(name, command, output=output, environment={"PYTHONPATH": REPOSITORY}))
         for kind in kinds:
