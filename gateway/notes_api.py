@@ -15,7 +15,7 @@ from gateway.dead_api import UNREASONED_MAX, MoveOrder
 from gateway.explanations import mask_identity, mask_message, sentence_of
 from gateway.ledger import Ledger
 from gateway.lifecycle import Row
-from gateway.reconcile import label_of
+from gateway.matching import label_of
 from gateway.records import NoteRecord
 from gateway.services import ACTOR, PREFIX, OperatorError, Services, after_of, known, limit_of, order_of, record
 from gateway.store import Reader

@@ -13,7 +13,8 @@ from msgspec import Meta, Struct
 
 from gateway import entra_export
 from gateway.comparison import MATCH_CLASSES, ComparisonFailed, Progress, Wish
-from gateway.reconcile import Match, Reconciler, masked
+from gateway.matching import Match, masked
+from gateway.reconcile import Reconciler
 from gateway.reports_store import FINDINGS_LISTED_MAX, Report, kept_findings, last_report, runs
 from gateway.services import (
     ACTOR,
@@ -120,7 +121,7 @@ def reports_router(services: Services, reconciler: Reconciler) -> Router:
         return name
 
     def match_of(id_: str) -> Match:
-        found = reconciler.matches.get(id_)
+        found = reconciler.matches.held.get(id_)
         if found is None:
             raise OperatorError(404, "There is no such match report; the latest are kept, until the gateway restarts.")
         return found
@@ -202,7 +203,7 @@ def reports_router(services: Services, reconciler: Reconciler) -> Router:
         order = order_of(body, MatchOrder)
         comparable(name)
         await record(services, "match.started", name, {"handed_in": order.handed_in})
-        return shown(reconciler.match(name, from_store=not order.handed_in))
+        return shown(reconciler.matches.begin(name, from_store=not order.handed_in))
 
     @post("/matches/{match_id:str}/users", status_code=200)
     async def hand_in(match_id: FromPath[str], body: RawBody) -> MatchView:
@@ -262,7 +263,7 @@ def reports_router(services: Services, reconciler: Reconciler) -> Router:
     async def forget(match_id: FromPath[str]) -> None:
         """Forget a match report."""
         match_of(match_id)
-        reconciler.drop(match_id)
+        reconciler.matches.drop(match_id)
 
     handlers: list[Any] = [
         start_reconcile,
