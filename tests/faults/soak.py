@@ -648,11 +648,12 @@ class Soak:
                 wrong["active"] = (not person.is_soft_deleted, account.active)
             if wrong:
                 problems["accounts"].append(f"{person.object_id} at {account.id} (wished, held): {wrong}")
-        gone = {
-            kind.key(person)
-            for person in target.directory.people.values()
-            if (final := target.job.final_wishes.get(person.object_id)) is not None and final.deleted
-        } - wanted
+        finals: dict[str, bool] = {}
+        for person in target.directory.people.values():
+            final = target.job.final_wishes.get(person.object_id)
+            # A second owner of the name may have been switched off only.
+            finals[kind.key(person)] = final is not None and final.deleted
+        gone = {key for key, deleted in finals.items() if deleted} - wanted
         for account in accounts:
             if account.key in wanted:
                 continue
