@@ -61,6 +61,7 @@ from schemas.events import identity, split_identity
 from schemas.resources import Group, User
 from schemas.specs import Attribute, Spec
 
+VALUES_SHOWN_MAX = 10
 NOBODY = "provgate-check-nobody"
 """Looked up by `check` where accounts cannot be listed."""
 
@@ -611,7 +612,7 @@ remedy = "Buy a seat or free one."
             if binding.other == "drop":
                 return UNSET
             if binding.other == "reject":
-                known = ", ".join(list(binding.values)[:10])
+                known = ", ".join(list(binding.values)[:VALUES_SHOWN_MAX])
                 shown = (
                     repr(key) if path == "roles" else "this value"
                 )  # a role is nobody's secret; any other value may be

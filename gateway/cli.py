@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from cyclopts import CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError
 
 from gateway import cli_connectors, cli_dead, cli_processes, cli_reports, cli_targets  # noqa: F401 they add their commands
-from gateway.cli_app import app, events_commands, mail_commands, user_commands
+from gateway.cli_app import AsJson, ConfigFile, OnlyTarget, Reason, app, events_commands, mail_commands, user_commands
 from gateway.cli_client import CONFIG_FILE, FINE, HERE, NOT_FINE, UNREACHABLE, WRONG_USE, Access, Api, Failure
 from gateway.cli_moving import PAGE_MAX
 from gateway.cli_printing import counted, loaded_terminal, say, show, spinning
@@ -32,7 +32,7 @@ INTERRUPTED = 130
     help_epilogue="Examples:\n  provgate status\n  provgate status talkdesk-eu --json\n  provgate status --exit-code"
 )
 def status(
-    target: Annotated[str | None, Parameter(help="Only this target.")] = None,
+    target: OnlyTarget = None,
     /,
     *,
     exit_code: Annotated[bool, Parameter(negative=(), help="End with 1 when something is wrong.")] = False,
@@ -49,7 +49,7 @@ def status(
 )
 def tail(
     *,
-    target: Annotated[str | None, Parameter(help="Only this target.")] = None,
+    target: OnlyTarget = None,
     count: Annotated[int | None, Parameter(help="End after so many; without it, with Ctrl-C.")] = None,
     access: Access = HERE,
 ) -> int:
@@ -145,7 +145,7 @@ def mail_test(
 
 
 @mail_commands.command(name="retry", help_epilogue="Example:\n  provgate mail retry")
-def mail_retry(*, reason: Annotated[str, Parameter(help="Why, for the record.")] = "", access: Access = HERE) -> int:
+def mail_retry(*, reason: Reason = "", access: Access = HERE) -> int:
     """Try every mail again that was given up, e.g. after an address was corrected at the mail server."""
     answer = Api(access).post("/mail/retry", {"reason": reason})
     say(access, answer, f"{counted(answer['retried'], 'mail')} will be tried again.")
@@ -158,8 +158,8 @@ def mail_retry(*, reason: Annotated[str, Parameter(help="Why, for the record.")]
 @app.command(help_epilogue="Examples:\n  provgate check\n  provgate check --config /etc/provgate/provgate.toml --json")
 def check(
     *,
-    config: Annotated[Path, Parameter(help="The configuration file.")] = Path(CONFIG_FILE),
-    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Answer in JSON, for machines.")] = False,
+    config: ConfigFile = Path(CONFIG_FILE),
+    as_json: AsJson = False,
 ) -> int:
     """Check everything before it is needed: the file, the products' settings and credentials, NATS, the store, the keys."""
     from msgspec.structs import asdict

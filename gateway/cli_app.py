@@ -1,9 +1,10 @@
-"""The parser of `provgate`: the command, its groups, and what help says of them; the modules `cli_…` add the commands."""
+"""The parser of `provgate`: the command, its groups, the options many share; the modules `cli_…` add the commands."""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -51,3 +52,11 @@ connector_commands = _group(
 notes_commands = _group("notes", "What is noted about people and groups: who is not invited, what has no mapping.")
 target_commands = _group("target", "Targets: list, look at, pause, resume, probe.")
 entra_commands = _group("entra", "The emulated Entra: record what it sends, send a recording to another target.")
+
+TargetName = Annotated[str, Parameter(help="Name of the target.")]
+OnlyTarget = Annotated[str | None, Parameter(help="Only this target.")]
+ResourceIds = Annotated[str, Parameter(help="Ids of resources.")]
+Reason = Annotated[str, Parameter(help="Why, for the record.")]
+ConfigFile = Annotated[Path, Parameter(help="The configuration file.")]
+CsvFile = Annotated[Path | None, Parameter(help="Write all lines to this file.")]
+AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="Answer in JSON, for machines.")]

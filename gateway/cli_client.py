@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from gateway.access import ACCESS_FILE
+from gateway.cli_app import AsJson
 
 if TYPE_CHECKING:
     from http.client import HTTPConnection, HTTPResponse
@@ -56,7 +57,7 @@ class Access:
     token: Annotated[str | None, Parameter(help=f"Operator token; better in {TOKEN_VARIABLE} or a file.")] = None
     data: Annotated[Path | None, Parameter(help=f"Folder of a running gateway that holds {ACCESS_FILE}.")] = None
     config: Annotated[Path | None, Parameter(help=f"Configuration file; {ACCESS_FILE} is looked for beside it.")] = None
-    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Answer in JSON, for machines.")] = False
+    as_json: AsJson = False
 
 
 HERE = Access()

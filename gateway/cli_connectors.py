@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from gateway.cli_app import connector_commands
+from gateway.cli_app import AsJson, Reason, TargetName, connector_commands
 from gateway.cli_client import FINE, HERE, NOT_FINE, WRONG_USE, Access, Api, Failure, code_of, segment
 from gateway.cli_printing import show, spinning
 
@@ -17,9 +17,6 @@ from gateway.cli_printing import show, spinning
 def _kit() -> Any:
     """The authors' kit; it belongs to the connectors, which the gateway does not know."""
     return importlib.import_module("connectors.testing.command")
-
-
-AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="Answer in JSON, for machines.")]
 
 
 @connector_commands.command(name="list", help_epilogue="Example:\n  provgate connector list")
@@ -85,12 +82,12 @@ def connector_emulate(
     '  provgate connector configure babelforce --write --yes --reason "first setup"'
 )
 def configure(
-    target: Annotated[str, Parameter(help="Name of the target.")],
+    target: TargetName,
     /,
     *,
     write: Annotated[bool, Parameter(negative=(), help="Write what differs, after showing it and asking.")] = False,
     yes: Annotated[bool, Parameter(negative=(), help="Do not ask.")] = False,
-    reason: Annotated[str, Parameter(help="Why, for the record.")] = "",
+    reason: Reason = "",
     access: Access = HERE,
 ) -> int:
     """Settings that a product keeps and only its interface can change: show what differs from what is needed, or write it.

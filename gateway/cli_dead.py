@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from gateway.cli_app import dead_commands, held_commands
+from gateway.cli_app import OnlyTarget, Reason, ResourceIds, dead_commands, held_commands
 from gateway.cli_client import FINE, HERE, WRONG_USE, Access, Api, Failure, segment
 from gateway.cli_moving import PAGE_MAX, REASON_ABOVE, chosen_of, move_all, these
 from gateway.cli_printing import show
@@ -17,7 +17,7 @@ from gateway.cli_printing import show
 )
 def dead_list(
     *,
-    target: Annotated[str | None, Parameter(help="Only this target.")] = None,
+    target: OnlyTarget = None,
     cause: Annotated[str | None, Parameter(help="Only this cause; shows the dead letters one by one.")] = None,
     limit: Annotated[int, Parameter(help=f"How many to list, at most {PAGE_MAX}.")] = 100,
     access: Access = HERE,
@@ -43,12 +43,12 @@ def dead_show(
     "  provgate dead redrive --cause unknown_role --rate 5/s\n  provgate dead redrive --all --target sofa --dry-run"
 )
 def redrive(
-    *ids: Annotated[str, Parameter(help="Ids of resources.")],
+    *ids: ResourceIds,
     cause: Annotated[
         str | None, Parameter(help="All of this cause, as `dead list` prints it, or its first word.")
     ] = None,
     everything: Annotated[bool, Parameter(name="--all", negative=(), help="All; together with --target.")] = False,
-    target: Annotated[str | None, Parameter(help="Only this target.")] = None,
+    target: OnlyTarget = None,
     rate: Annotated[str | None, Parameter(help="At most so many a second, e.g. 5/s.")] = None,
     dry_run: Annotated[bool, Parameter(negative=(), help="Only say what would be sent again.")] = False,
     reason: Annotated[str, Parameter(help=f"Why, for the record; required above {REASON_ABOVE}.")] = "",
@@ -68,8 +68,8 @@ def redrive(
     help_epilogue='Example:\n  provgate dead discard 2819c223-7f76-453a-919d-413861904646 --reason "left the company"'
 )
 def discard(
-    *ids: Annotated[str, Parameter(help="Ids of resources.")],
-    reason: Annotated[str, Parameter(help="Why, for the record.")],
+    *ids: ResourceIds,
+    reason: Reason,
     access: Access = HERE,
 ) -> int:
     """Give dead letters up: what SCIM shows stays the last confirmed state until Entra writes again."""
@@ -83,7 +83,7 @@ def discard(
 @held_commands.command(name="list", help_epilogue="Example:\n  provgate held list --target talkdesk-eu")
 def held_list(
     *,
-    target: Annotated[str | None, Parameter(help="Only this target.")] = None,
+    target: OnlyTarget = None,
     cause: Annotated[str | None, Parameter(help="Only this kind of change; shows them one by one.")] = None,
     limit: Annotated[int, Parameter(help=f"How many to list, at most {PAGE_MAX}.")] = 100,
     access: Access = HERE,
@@ -99,7 +99,7 @@ def held_list(
     '  provgate held approve --target talkdesk-eu --reason "announced by HR" --rate 2/s'
 )
 def approve(
-    *ids: Annotated[str, Parameter(help="Ids of resources.")],
+    *ids: ResourceIds,
     target: Annotated[str | None, Parameter(help="Everything held of this target.")] = None,
     rate: Annotated[str | None, Parameter(help="At most so many a second, e.g. 5/s.")] = None,
     dry_run: Annotated[bool, Parameter(negative=(), help="Only say what would be let go.")] = False,

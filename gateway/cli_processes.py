@@ -14,13 +14,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from gateway.cli_app import app, entra_commands
+from gateway.cli_app import AsJson, ConfigFile, app, entra_commands
 from gateway.cli_client import CONFIG_FILE, WRONG_USE, Failure, code_of
 from gateway.cli_moving import rate_of
 
 
 @app.command(help_epilogue="Example:\n  provgate up --config provgate.toml")
-def up(*, config: Annotated[Path, Parameter(help="The configuration file.")] = Path(CONFIG_FILE)) -> int:
+def up(*, config: ConfigFile = Path(CONFIG_FILE)) -> int:
     """Run everything on this machine: gateway, workers and, when the file says so, a nats-server. Ends with Ctrl-C."""
     return code_of(importlib.import_module("deploy.local").up(config=_existing(config)))
 
@@ -41,7 +41,7 @@ def demo(
 
 
 @app.command(help_epilogue="Example:\n  provgate gateway --config provgate.toml")
-def gateway(*, config: Annotated[Path, Parameter(help="The configuration file.")] = Path(CONFIG_FILE)) -> int:
+def gateway(*, config: ConfigFile = Path(CONFIG_FILE)) -> int:
     """Run a gateway: SCIM for Entra, the store, the dispatcher, the operators' API."""
     path = _existing(config)
     from gateway.keys import KeyProblem
@@ -58,7 +58,7 @@ def gateway(*, config: Annotated[Path, Parameter(help="The configuration file.")
 )
 def worker(
     *,
-    config: Annotated[Path, Parameter(help="The configuration file.")] = Path(CONFIG_FILE),
+    config: ConfigFile = Path(CONFIG_FILE),
     target: Annotated[tuple[str, ...], Parameter(negative=(), help="Serve only this; may be repeated.")] = (),
 ) -> int:
     """Run a worker: it applies events to the products it serves."""
@@ -88,7 +88,7 @@ def record(
     seed: Annotated[int, Parameter(help="Decides who the people are.")] = 1,
     token_endpoint: Annotated[str | None, Parameter(help="Sign in with OAuth client credentials there.")] = None,
     client_id: Annotated[str, Parameter(help="Client identifier for the token endpoint.")] = "",
-    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Answer in JSON, for machines.")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Run provisioning cycles of the emulated Entra against a target, and record every request with its answer."""
     if dialect not in ("legacy", "flag"):
@@ -123,7 +123,7 @@ def replay(
     tenant_url: Annotated[str, Parameter(help="The SCIM address to send it to; best one that holds nothing yet.")],
     token_file: Annotated[Path, Parameter(help="File with that target's key.")],
     rate: Annotated[str | None, Parameter(help="At most so many requests a second, e.g. 25/s.")] = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Answer in JSON, for machines.")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Send a recording to another target and show where its answers differ, apart from ids, times and versions."""
     per_s = rate_of(rate)

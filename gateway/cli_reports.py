@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from gateway.cli_app import app, notes_commands
+from gateway.cli_app import CsvFile, Reason, TargetName, app, notes_commands
 from gateway.cli_client import FINE, HERE, NOT_FINE, UNREACHABLE, WRONG_USE, Access, Api, Failure, segment
 from gateway.cli_moving import BULK_MAX, PAGE_MAX, Choice, move_all, these
 from gateway.cli_printing import counted, show, spinning, watching
@@ -33,7 +33,7 @@ ORDER_CHARS_MAX = 200_000
     "3 the gateway, a worker or the product does not answer."
 )
 def plan(
-    target: Annotated[str, Parameter(help="Name of the target.")],
+    target: TargetName,
     who: Annotated[
         str | None,
         Parameter(help="Any id of a stored user or group: resource id, userName, displayName, externalId."),
@@ -85,7 +85,7 @@ def _document_in(path: Path) -> dict[str, Any]:
 
 @app.command(help_epilogue="Example:\n  provgate shadow talkdesk-eu")
 def shadow(
-    target: Annotated[str, Parameter(help="Name of the target.")],
+    target: TargetName,
     /,
     *,
     limit: Annotated[int, Parameter(help=f"How many changes to list, at most {PAGE_MAX}.")] = 50,
@@ -108,7 +108,7 @@ def shadow(
     "3 the gateway, a worker or the product does not answer.",
 )
 def match_accounts(
-    target: Annotated[str, Parameter(help="Name of the target.")],
+    target: TargetName,
     /,
     *,
     file: Annotated[
@@ -118,7 +118,7 @@ def match_accounts(
         tuple[str, ...],
         Parameter(name="--map", negative=(), help="SCIM path=attribute in the export; may be repeated. userName=mail"),
     ] = (),
-    csv: Annotated[Path | None, Parameter(help="Write all lines to this file.")] = None,
+    csv: CsvFile = None,
     first: Annotated[int, Parameter(help="How many lines of each class are shown.")] = 5,
     show_values: Annotated[bool, Parameter(negative=(), help="Do not mask user names; this is recorded.")] = False,
     access: Access = HERE,
@@ -190,7 +190,7 @@ def _hand_in(
     "Ends with 0 when nothing differs or all of it was repaired, 1 when something differs, is held or failed, 2 for wrong use."
 )
 def reconcile(
-    target: Annotated[str, Parameter(help="Name of the target.")],
+    target: TargetName,
     /,
     *,
     repair: Annotated[bool, Parameter(negative=(), help="Have what differs applied again.")] = False,
@@ -200,9 +200,9 @@ def reconcile(
     runs: Annotated[
         bool, Parameter(negative=(), help="Only list the last runs, and when the next one is due.")
     ] = False,
-    csv: Annotated[Path | None, Parameter(help="Write all lines to this file.")] = None,
+    csv: CsvFile = None,
     first: Annotated[int, Parameter(help="How many lines of each class are shown.")] = 5,
-    reason: Annotated[str, Parameter(help="Why, for the record.")] = "",
+    reason: Reason = "",
     access: Access = HERE,
 ) -> int:
     """Compare a product's accounts and groups with what was applied: missing, drifted, switched on by hand, double, unknown."""
@@ -248,11 +248,11 @@ def reconcile(
     "  provgate notes list sofa --code no_mapping --json",
 )
 def notes_list(
-    target: Annotated[str, Parameter(help="Name of the target.")],
+    target: TargetName,
     /,
     *,
     code: Annotated[str | None, Parameter(help="Only notes of this kind.")] = None,
-    csv: Annotated[Path | None, Parameter(help="Write all lines to this file.")] = None,
+    csv: CsvFile = None,
     first: Annotated[int, Parameter(help="How many lines of each kind are shown.")] = 20,
     show_values: Annotated[bool, Parameter(negative=(), help="Do not mask user names; this is recorded.")] = False,
     access: Access = HERE,
@@ -279,7 +279,7 @@ def notes_list(
     '  provgate notes done bobs not_invited --all --reason "invited on the platform, ticket 4711"',
 )
 def notes_done(
-    target: Annotated[str, Parameter(help="Name of the target.")],
+    target: TargetName,
     code: Annotated[str, Parameter(help="Kind of note, as listed.")],
     /,
     *ids: Annotated[str, Parameter(help="Ids of resources, as listed.")],

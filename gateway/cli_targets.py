@@ -7,7 +7,15 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from gateway.cli_app import auth_commands, client_commands, key_commands, target_commands
+from gateway.cli_app import (
+    OnlyTarget,
+    Reason,
+    TargetName,
+    auth_commands,
+    client_commands,
+    key_commands,
+    target_commands,
+)
 from gateway.cli_client import FINE, HERE, NOT_FINE, WRONG_USE, Access, Api, Failure, segment
 from gateway.cli_moving import PAGE_MAX
 from gateway.cli_printing import say, show
@@ -15,7 +23,7 @@ from gateway.cli_printing import say, show
 
 @key_commands.command(help_epilogue='Example:\n  provgate key new talkdesk-eu --days 365 --label "Entra, production"')
 def new(
-    target: Annotated[str, Parameter(help="Name of the target.")],
+    target: TargetName,
     /,
     *,
     days: Annotated[int, Parameter(help="How long it lives, 90 to 730 days.")] = 365,
@@ -29,9 +37,7 @@ def new(
 
 
 @key_commands.command(name="list", help_epilogue="Example:\n  provgate key list talkdesk-eu")
-def key_list(
-    target: Annotated[str | None, Parameter(help="Only this target.")] = None, /, *, access: Access = HERE
-) -> int:
+def key_list(target: OnlyTarget = None, /, *, access: Access = HERE) -> int:
     """The keys, when they end and when they were last used."""
     answer = Api(access).get("/keys", target=target)
     show(access, answer, lambda terminal: terminal.keys(answer, answer["at"]))
@@ -43,7 +49,7 @@ def revoke(
     id_: Annotated[str, Parameter(name="ID", help="Id of the key, see: provgate key list")],
     /,
     *,
-    reason: Annotated[str, Parameter(help="Why, for the record.")] = "",
+    reason: Reason = "",
     access: Access = HERE,
 ) -> int:
     """End a key now; it opens nothing any more within seconds."""
@@ -56,7 +62,7 @@ def revoke(
     name="new", help_epilogue='Example:\n  provgate client new talkdesk-eu --days 730 --label "Entra, production"'
 )
 def client_new(
-    target: Annotated[str, Parameter(help="Name of the target.")],
+    target: TargetName,
     /,
     *,
     days: Annotated[int, Parameter(help="How long it lives, 90 to 1095 days.")] = 730,
@@ -70,9 +76,7 @@ def client_new(
 
 
 @client_commands.command(name="list", help_epilogue="Example:\n  provgate client list talkdesk-eu")
-def client_list(
-    target: Annotated[str | None, Parameter(help="Only this target.")] = None, /, *, access: Access = HERE
-) -> int:
+def client_list(target: OnlyTarget = None, /, *, access: Access = HERE) -> int:
     """The client secrets, when they end and when they were last used."""
     answer = Api(access).get("/clients", target=target)
     show(access, answer, lambda terminal: terminal.clients(answer, answer["at"]))
@@ -84,7 +88,7 @@ def client_revoke(
     id_: Annotated[str, Parameter(name="ID", help="Id of the client secret, see: provgate client list")],
     /,
     *,
-    reason: Annotated[str, Parameter(help="Why, for the record.")] = "",
+    reason: Reason = "",
     access: Access = HERE,
 ) -> int:
     """End a client secret and all tokens bought with it; they open nothing any more within seconds."""
@@ -125,7 +129,7 @@ def target_list(*, access: Access = HERE) -> int:
 
 
 @target_commands.command(name="show", help_epilogue="Example:\n  provgate target show talkdesk-eu")
-def target_show(name: Annotated[str, Parameter(help="Name of the target.")], /, *, access: Access = HERE) -> int:
+def target_show(name: TargetName, /, *, access: Access = HERE) -> int:
     """One target: workers, circuit, counts, keys, what waits."""
     answer = Api(access).get(f"/targets/{segment(name)}")
     show(access, answer, lambda terminal: terminal.target(answer["target"], answer["at"]))
@@ -136,7 +140,7 @@ def target_show(name: Annotated[str, Parameter(help="Name of the target.")], /, 
     help_epilogue='Example:\n  provgate target pause talkdesk-eu --reason "maintenance at the product"'
 )
 def pause(
-    name: Annotated[str, Parameter(help="Name of the target.")],
+    name: TargetName,
     /,
     *,
     reason: Annotated[str, Parameter(help="Why; shown in the status.")],
@@ -152,10 +156,10 @@ def pause(
 
 @target_commands.command(help_epilogue="Example:\n  provgate target resume talkdesk-eu")
 def resume(
-    name: Annotated[str, Parameter(help="Name of the target.")],
+    name: TargetName,
     /,
     *,
-    reason: Annotated[str, Parameter(help="Why, for the record.")] = "",
+    reason: Reason = "",
     access: Access = HERE,
 ) -> int:
     """Go on sending to a paused target."""
@@ -165,7 +169,7 @@ def resume(
 
 
 @target_commands.command(help_epilogue="Example:\n  provgate target probe talkdesk-eu")
-def probe(name: Annotated[str, Parameter(help="Name of the target.")], /, *, access: Access = HERE) -> int:
+def probe(name: TargetName, /, *, access: Access = HERE) -> int:
     """Ask a worker to check the product now, and try again at once when its circuit is open."""
     answer = Api(access).post(f"/targets/{segment(name)}/probe", {})
     say(access, answer, f"{name}: {answer['message']}")
