@@ -193,6 +193,14 @@ class UsersOfEntra(RuleBasedStateMachine):
     def copied(self, at: str, number: int) -> Doc:
         return copy.deepcopy(self.targets[at].live[self.pick(at, number)])
 
+    def given_up(self, at: str, name: str) -> bool:
+        """Whether somebody had this name a moment ago: whoever wants it next waits until the gateway has looked again (R2)."""
+        held = self.targets[at]
+        rows = self.loop.run(
+            self.scim.store.read(lambda reader: [reader.row(user) for user in (*held.live, *held.gone)])
+        )
+        return any(row is not None and f"userName:{name.casefold()}" in row.doubts.trail for row in rows)
+
     def anybody(self) -> bool:
         return all(held.live for held in self.targets.values())
 
@@ -224,6 +232,8 @@ class UsersOfEntra(RuleBasedStateMachine):
         if nulls:  # Entra's own sample has them, also at places where they do not belong
             body |= {"displayName": None, "department": None, "manager": None, "roles": [], "nickName": ""}
         held = self.targets[at]
+        if self.given_up(at, name):
+            return
         answer = self.send("POST", "/Users", at, body)
         if held.taken(doc):
             assert (answer.status, answer.body["scimType"]) == (409, "uniqueness"), answer.body
@@ -240,6 +250,8 @@ class UsersOfEntra(RuleBasedStateMachine):
     def put(self, at: str, number: int, name: str, title: str, given: str, manager: int) -> None:
         user, held = self.pick(at, number), self.targets[at]
         boss = self.pick(at, manager)
+        if self.given_up(at, name):
+            return
         body: Doc = {
             "USERNAME": name,
             "title": title,
@@ -296,6 +308,8 @@ class UsersOfEntra(RuleBasedStateMachine):
     @precondition(anybody)
     @rule(at=where, number=which, new=name, extra=st.sampled_from((None, REFUSED)))
     def rename(self, at: str, number: int, new: str, extra: str | None) -> None:
+        if self.given_up(at, new):
+            return
         doc = self.copied(at, number) | {"userName": new}
         operations = [{"op": "Replace", "path": "userName", "value": new}]
         if extra is not None:
