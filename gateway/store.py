@@ -219,9 +219,26 @@ class _Session(_Connection):
 
 
 class _PostgresSession(_Session):
-    """Sends the statements of a batch without waiting for each answer (pipeline mode)."""
+    """Sends the statements of a batch without waiting for each answer (pipeline mode).
+
+    What returns nothing has a cursor of its own: its answer may arrive while a query is sent, and would be taken for the query's.
+    """
 
     _pipeline: Any = None
+
+    def __init__(self, driver: Any, cursor: Any, statements: Statements) -> None:
+        super().__init__(driver, cursor, statements)
+        self._silent = driver.cursor(binary=True)
+
+    def do(self, statement: str | Statement, **values: Any) -> None:
+        """See `_Connection`."""
+        if isinstance(statement, str):
+            statement = self.statements[statement]
+        self._silent.execute(statement.sql, statement.bind(values))
+
+    def execute(self, sql: str) -> Any:
+        """See `_Connection`."""
+        return self._silent.execute(sql)
 
     def insert(self, statement: str, **values: Any) -> int | None:
         """See `_Session`."""

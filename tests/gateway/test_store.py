@@ -696,6 +696,25 @@ async def test_due_rows_come_by_priority_then_time_then_age(store: Store) -> Non
     ]
 
 
+@pytest.mark.postgres
+async def test_answers_that_come_early_are_not_taken_for_those_of_the_next_query(postgres: str) -> None:
+    """PostgreSQL answers a pipeline whenever 8 KiB are full: after some 340 changes without rows, while a query is sent."""
+    store = Store.open(postgres)
+
+    def job(changes: int) -> Callable[[Transaction], int]:
+        def run(ledger: Transaction) -> int:
+            for _ in range(changes):
+                ledger.mark_published("nobody", 1)
+            return ledger.in_flight(TARGET)
+
+        return run
+
+    try:
+        assert [await store.run(job(changes)) for changes in range(330, 400)] == [0] * 70
+    finally:
+        await store.close()
+
+
 async def test_due_agrees_with_what_the_rows_say_of_themselves(store: Store) -> None:
     """The derived columns are the properties of the row, for any state it can be in."""
     chance = random.Random(7)
