@@ -29,7 +29,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from deploy.emulators import entra
-from deploy.local import wait_for_port
 from schemas import logs
 from tests.e2e.running import Product, a_session, eventually, leaks
 from tests.faults.soak_products import INTEGRATION_USER, KINDS, MAPPED_GROUPS, TEAMS, Account, Kind
@@ -529,8 +528,9 @@ class Soak:
     async def _lift(self) -> None:
         await self.system.replaced((*PARTS, *self.system.emulators))
         for target in self.targets:
-            await wait_for_port(self.system.ports[target.kind.name])
-            await self.products[target.kind.name].control("DELETE", "faults")
+            await eventually(
+                lambda name=target.kind.name: self._behaves(name), SETTLE_MAX_S, f"{target.kind.name} answers"
+            )  # type: ignore[misc]
 
         async def served() -> bool:
             status = await self._api("GET", "/status")
@@ -539,6 +539,14 @@ class Soak:
         await eventually(served, SETTLE_MAX_S, "a worker serves every target again", every_s=0.5)
         for target in self.targets:
             await self._api("POST", f"/targets/{target.kind.name}/probe")
+
+    async def _behaves(self, name: str) -> bool:
+        """Take all faults from a product; False while it is not there."""
+        try:
+            await self.products[name].control("DELETE", "faults")
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return False
+        return True
 
     async def _converge(self) -> None:
         """Let Entra run until it has nothing to do and nothing waits any more."""
