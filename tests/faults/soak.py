@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -528,9 +529,7 @@ class Soak:
     async def _lift(self) -> None:
         await self.system.replaced((*PARTS, *self.system.emulators))
         for target in self.targets:
-            await eventually(
-                lambda name=target.kind.name: self._behaves(name), SETTLE_MAX_S, f"{target.kind.name} answers"
-            )  # type: ignore[misc]
+            await eventually(partial(self._behaves, target.kind.name), SETTLE_MAX_S, f"{target.kind.name} answers")
 
         async def served() -> bool:
             status = await self._api("GET", "/status")
