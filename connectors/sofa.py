@@ -502,6 +502,8 @@ class Sofa(Connector[Settings, Account]):
             "The link for setting a password is for log-in by name and password only; with single sign-on leave it off (S9).",
             "A group whose last row is taken out of the maps is removed from the synchronization, with what Sofa made of it; put "
             "the row back, and the group is made again with all its members.",
+            "Deleting somebody only switches the account off in Sofa, which keeps its user name: somebody new with the same "
+            "user principal name is refused until an administrator of Sofa renames or deletes the old account.",
         ),
         notes=(
             NoteKind(
