@@ -10,8 +10,8 @@ STAMP := $(VENV)/.installed
 UV := $(shell command -v uv 2>/dev/null)
 # Options for the command behind a target: make test ARGS="-k patch"
 ARGS ?=
-# Test processes side by side; one of them runs whatever starts the whole system.
-PROCESSES ?= 2
+# Test processes side by side; one of them runs whatever starts the whole system. They wait more than they compute.
+PROCESSES ?= 3
 
 .PHONY: install demo test check format bench lock clean
 
